@@ -1,0 +1,4604 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "msal>=1.35,<2",
+#   "requests>=2.32.3,<3",
+#   "python-dateutil>=2.8.2,<5",
+# ]
+# ///
+"""Bring every Office 365 and Entra ID audit event into the Elastic stack.
+
+    cron -> token -> subscriptions -> content list -> content blobs
+         -> one JSON line an event -> TCP or TLS -> Logstash -> confirmed -> state
+
+One run is one poll of an overlapping window; cron or Rundeck starts it every five
+minutes. Events are delivered at least once: a batch of lines counts only when the
+peer has taken it to its end (it closes after we shut our side down), and only then
+does the state move. Run it again, kill it, unplug it: what was not confirmed is sent
+again, and the event's Id as document_id collapses the copies.
+
+What can be lost is what Microsoft no longer has: content older than seven days, or a
+blob that the API says is gone. It is named once, with exit code 6.
+
+Files: the configuration (INI), the state beside it (SQLite: watermarks, pending
+blobs, the ledger of what was delivered), a lock beside that, and a log if wanted.
+Exit codes stand in `--help` and in README.
+
+The sections below follow an event from the outside in, then out to Logstash. Each
+uses only what stands above it; a test holds that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import binascii
+import codecs
+import configparser
+import contextlib
+import enum
+import fcntl
+import hashlib
+import itertools
+import json
+import logging
+import logging.handlers
+import os
+import queue
+import random
+import re
+import signal
+import socket
+import sqlite3
+import ssl
+import sys
+import termios
+import threading
+import time
+import unicodedata
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+
+if TYPE_CHECKING:
+    import requests
+
+__version__ = "1.0.0"
+
+log = logging.getLogger("o365_poller")
+
+# == Facts ===================================================================
+# What Microsoft fixes. Documented: learn.microsoft.com, "Office 365 Management
+# Activity API reference" (REF) and its troubleshooting page (TRB).
+
+CONTENT_TYPES = (
+    "Audit.AzureActiveDirectory",
+    "Audit.Exchange",
+    "Audit.SharePoint",
+    "Audit.General",
+    "DLP.All",
+)
+
+# Documented (get-started page): DLP.All wants the second permission as well.
+PERMISSIONS = {"DLP.All": "ActivityFeed.ReadDlp"}
+PERMISSION = "ActivityFeed.Read"
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Where a national cloud answers; roots without tenant or trailing slash."""
+
+    login_root: str
+    api_root: str
+    graph_root: str
+
+
+# Documented: REF for the API roots, Entra's and Graph's pages on national clouds.
+CLOUDS = {
+    "worldwide": Cloud(
+        "https://login.microsoftonline.com",
+        "https://manage.office.com",
+        "https://graph.microsoft.com",
+    ),
+    "gcc": Cloud(
+        "https://login.microsoftonline.com",
+        "https://manage-gcc.office.com",
+        "https://graph.microsoft.com",
+    ),
+    "gcc-high": Cloud(
+        "https://login.microsoftonline.us",
+        "https://manage.office365.us",
+        "https://graph.microsoft.us",
+    ),
+    "dod": Cloud(
+        "https://login.microsoftonline.us",
+        "https://manage.protection.apps.mil",
+        "https://dod-graph.microsoft.us",
+    ),
+}
+
+# Documented: content can be listed for seven days after it became available. The
+# margin keeps the first request of a catch-up inside them while it travels.
+RETENTION = timedelta(days=7)
+RETENTION_MARGIN = timedelta(minutes=5)
+
+# Documented: at most 24 hours a request. Observed (May 2026): exactly 24 hours is
+# refused now and then; so we stay well below.
+SLICE = timedelta(hours=23)
+
+# Observed: blobs that answer 404, AF20050 or AF20052 do come back; AF20051 never.
+MISSING_IS_LOST_AFTER = timedelta(hours=24)
+
+# Our own bounds (contract): the ledger outlives the retention by a day.
+LEDGER_KEPT = timedelta(days=8)
+CLOCKS_AGREE = timedelta(seconds=60)
+TRIES = 5
+PAUSE_FIRST, PAUSE_LONGEST, PAUSES_IN_ALL = 1.0, 15.0, 45.0
+ANSWER_TIMEOUTS = 10
+OUTAGE_FAILURES = 20
+PAGES_MOST = 10_000
+EMPTY_PAGES_MOST = 10
+MEGABYTE = 1 << 20
+LISTING_BYTES = 64 * MEGABYTE
+BLOB_BYTES = 256 * MEGABYTE
+BUDGET_BYTES = 24 * MEGABYTE
+BATCH_BYTES = 8 * MEGABYTE
+CHUNK = MEGABYTE
+SEND_CHUNK = 256 * 1024
+
+# == Outcomes ================================================================
+
+
+class Exit(enum.IntEnum):
+    """One number for each thing that a person would have to do."""
+
+    OK = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    INCOMPLETE = 3
+    REFUSED = 4
+    SINK = 5
+    GAP = 6
+    BUSY = 75
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+    @property
+    def meaning(self) -> str:
+        """What the code says, in a line."""
+        return EXIT_MEANINGS[self][0]
+
+    @property
+    def who(self) -> str:
+        """Who has to act."""
+        return EXIT_MEANINGS[self][1]
+
+
+EXIT_MEANINGS: dict[Exit, tuple[str, str]] = {
+    Exit.OK: ("all that was available is delivered, or nothing was new", "nobody"),
+    Exit.UNEXPECTED: ("a defect of the program; see the log", "maintainer"),
+    Exit.USAGE: ("command line, configuration or state file is wrong", "operator"),
+    Exit.INCOMPLETE: (
+        "Microsoft did not give all of it; the next run retries",
+        "nobody, unless it repeats",
+    ),
+    Exit.REFUSED: ("no token, a permission missing, or auditing off", "tenant admin"),
+    Exit.SINK: ("no Logstash took the events; they are sent again", "Logstash admin"),
+    Exit.GAP: ("something can no longer be had; it is named, once", "security team"),
+    Exit.BUSY: ("another poll holds the lock", "nobody, unless it repeats"),
+    Exit.INTERRUPTED: ("interrupted; stopped cleanly", "nobody"),
+    Exit.TERMINATED: ("terminated; stopped cleanly", "nobody"),
+}
+
+# Several at once: the first of these is the run's.
+EXIT_ORDER = (
+    Exit.UNEXPECTED,
+    Exit.USAGE,
+    Exit.REFUSED,
+    Exit.GAP,
+    Exit.SINK,
+    Exit.INCOMPLETE,
+)
+
+
+def worst(exits: Iterable[Exit]) -> Exit:
+    """The code to end with when several things happened in one run."""
+    found = set(exits)
+    return next((code for code in EXIT_ORDER if code in found), Exit.OK)
+
+
+class PollerError(Exception):
+    """A fault of the outside world: what happened, what it means, what to do."""
+
+    exit = Exit.INCOMPLETE
+
+    def __init__(self, what: str, data: str, fix: str) -> None:
+        super().__init__(f"{what}; {data}; {fix}")
+        self.what, self.data, self.fix = what, data, fix
+
+
+class ConfigError(PollerError):
+    """The configuration is wrong; carries every complaint, a line each."""
+
+    exit = Exit.USAGE
+
+    def __init__(self, complaints: Sequence[str]) -> None:
+        self.complaints = tuple(complaints)
+        super().__init__(
+            "\n".join(complaints), "nothing was asked or sent", "correct it"
+        )
+
+
+class StateError(PollerError):
+    """The state file cannot be opened, read or written."""
+
+    exit = Exit.USAGE
+
+
+class SourceError(PollerError):
+    """Microsoft's side did not answer, or not with what was asked for."""
+
+
+class OutageError(SourceError):
+    """So many blobs failed in a row that the service, not a blob, is ill."""
+
+
+class RefusedError(PollerError):
+    """Entra ID or the API said no, and will until a person changes something."""
+
+    exit = Exit.REFUSED
+
+
+class TokenError(RefusedError):
+    """No access token, or the API refuses the one we have: ends the run."""
+
+
+class SinkError(PollerError):
+    """No Logstash host took the batch."""
+
+    exit = Exit.SINK
+
+
+class BusyError(PollerError):
+    """Another poll holds the lock."""
+
+    exit = Exit.BUSY
+
+
+class BrokenAnswerError(Exception):
+    """An answer that is not what its status says: worth another try."""
+
+
+class TooLargeError(Exception):
+    """A blob over BLOB_BYTES unpacked: not worth another try in this run."""
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM arrived; BaseException, so that nothing swallows it."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.exit = Exit(128 + signum)
+
+
+def plain(text: str, most: int = 300) -> str:
+    """Text from elsewhere made fit for one line of a log: no controls, not long."""
+    printable = "".join(
+        " " if unicodedata.category(c)[0] in "CZ" else c for c in text[: 4 * most]
+    )
+    line = " ".join(printable.split())
+    return line if len(line) <= most else line[: most - 3] + "..."
+
+
+# == Settings ================================================================
+
+
+class Secret:
+    """A value that no log, repr or traceback shows; the log's filter knows them all."""
+
+    known: ClassVar[set[str]] = set()
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+        if len(value) >= 4:  # shorter ones would black out half of every line
+            self.known.add(value)
+
+    def reveal(self) -> str:
+        """The value itself; every use can be found by this word."""
+        return self._value
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __repr__(self) -> str:
+        return "***"
+
+
+class Redactor(logging.Filter):
+    """The last line of defence: no known secret passes a log handler."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every record pass, with the secrets in it blacked out."""
+        message = record.getMessage()
+        if record.exc_info and not record.exc_text:
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+        for secret in Secret.known:
+            message = message.replace(secret, "***")
+            if record.exc_text:
+                record.exc_text = record.exc_text.replace(secret, "***")
+        record.msg, record.args = message, ()
+        return True
+
+
+@dataclass(frozen=True)
+class Credential:
+    """What proves the application's identity to Entra ID: a key or a secret."""
+
+    private_key: Secret  # PEM, decrypted: it lives in this process only
+    certificate: str  # PEM, or "" with a thumbprint alone
+    thumbprint: str  # SHA-1, lower-case hex, or "": then PS256 and x5t#S256
+    client_secret: Secret
+    expires: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Azure:
+    """[azure]: who asks, of whom, and where they answer."""
+
+    tenant_id: str
+    client_id: str
+    credential: Credential
+    login_root: str
+    api_root: str
+    graph_root: str
+    ca_bundle: Path | None
+    publisher_id: str
+
+
+@dataclass(frozen=True)
+class Poll:
+    """[poll]: what is asked for, and how."""
+
+    content_types: tuple[str, ...]
+    window: timedelta
+    overlap: timedelta
+    state_file: Path
+    workers: int
+    timeout_seconds: float
+
+
+@dataclass(frozen=True)
+class Host:
+    """One Logstash host."""
+
+    name: str
+    port: int
+
+    def __str__(self) -> str:
+        return (
+            f"[{self.name}]:{self.port}"
+            if ":" in self.name
+            else (f"{self.name}:{self.port}")
+        )
+
+
+@dataclass(frozen=True)
+class Logstash:
+    """[logstash]: where the lines go."""
+
+    hosts: tuple[Host, ...]
+    tls: bool
+    ca_file: Path | None
+    cert_file: Path | None
+    key_file: Path | None
+    timeout_seconds: float
+    run_events: bool
+
+
+@dataclass(frozen=True)
+class Logging:
+    """[logging]: the log file."""
+
+    file: Path | None
+    level: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """[graph]: names of applications."""
+
+    application_names: bool
+    cache_file: Path
+
+
+@dataclass(frozen=True)
+class Alerts:
+    """[alerts]: who gets mail, and when."""
+
+    smtp_host: str
+    smtp_port: int
+    smtp_security: str
+    username: str
+    password: Secret
+    sender: str
+    to: tuple[str, ...]
+    repeat: timedelta
+    certificate_days: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The whole configuration, checked."""
+
+    file: Path
+    azure: Azure
+    poll: Poll
+    logstash: Logstash
+    logging: Logging
+    graph: Graph
+    alerts: Alerts
+
+
+# Every key that there is; config.example.ini and README are held to it by a test.
+KEYS: dict[str, tuple[str, ...]] = {
+    "azure": (
+        "tenant_id",
+        "client_id",
+        "private_key",
+        "certificate",
+        "thumbprint",
+        "private_key_passphrase",
+        "client_secret",
+        "cloud",
+        "login_root",
+        "api_root",
+        "graph_root",
+        "ca_bundle",
+        "publisher_id",
+    ),
+    "poll": (
+        "content_types",
+        "window_minutes",
+        "overlap_minutes",
+        "state_file",
+        "workers",
+        "timeout_seconds",
+    ),
+    "logstash": (
+        "hosts",
+        "tls",
+        "ca_file",
+        "cert_file",
+        "key_file",
+        "timeout_seconds",
+        "run_events",
+    ),
+    "logging": ("file", "level"),
+    "graph": ("application_names", "cache_file"),
+    "alerts": (
+        "smtp_host",
+        "smtp_port",
+        "smtp_security",
+        "username",
+        "password",
+        "from",
+        "to",
+        "repeat_hours",
+        "certificate_days",
+    ),
+}
+SECRET_KEYS = ("private_key_passphrase", "client_secret", "password")
+ENVIRONMENT = "O365_POLLER_"
+SMTP_PORTS = {"none": 25, "starttls": 587, "tls": 465}
+GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?")
+TRUE_WORDS, FALSE_WORDS = ("yes", "true", "on", "1"), ("no", "false", "off", "0")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A remark on the known name that was probably meant, or nothing."""
+    choices = {name.lower(): name for name in known}
+    found = get_close_matches(word.lower(), choices, n=1)
+    return f"; did you mean {choices[found[0]]}?" if found else ""
+
+
+def read_ini(file: Path, complaints: list[str]) -> dict[str, dict[str, str]]:
+    """The file's sections and keys; what cannot be read goes to complaints."""
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        complaints.append(f"{file}: cannot be read: {error.strerror}")
+        return {}
+    except UnicodeDecodeError:
+        complaints.append(f"{file}: expected a text file (INI, UTF-8)")
+        return {}
+    if "\0" in text:
+        complaints.append(f"{file}: expected a text file (INI, UTF-8), got binary data")
+        return {}
+    lines = text.splitlines()
+    while True:
+        parser = configparser.RawConfigParser(
+            default_section="\0", empty_lines_in_values=False
+        )
+        try:
+            parser.read_string("\n".join(lines))
+        except configparser.DuplicateOptionError as twice:
+            complaints.append(
+                f"{file}: [{twice.section}] {twice.option}: "
+                f"expected once, given again in line {twice.lineno}"
+            )
+            lines[(twice.lineno or 1) - 1] = ""
+        except configparser.DuplicateSectionError as twice:
+            complaints.append(
+                f"{file}: [{twice.section}]: expected once, "
+                f"given again in line {twice.lineno}"
+            )
+            lines[(twice.lineno or 1) - 1] = ""
+        except configparser.MissingSectionHeaderError as missing:
+            complaints.append(
+                f"{file}: line {missing.lineno}: expected a [section] before any key"
+            )
+            return {}
+        except configparser.ParsingError as broken:
+            complaints.extend(
+                f"{file}: line {number}: expected 'key = value'"
+                for number, _ in broken.errors
+            )
+            return {}
+        else:
+            return {name: dict(parser[name]) for name in parser.sections()}
+
+
+class Reader:
+    """Takes values out of the file and the environment, and collects complaints."""
+
+    def __init__(self, file: Path, environ: Mapping[str, str], *, named: bool) -> None:
+        self.file = file
+        self.complaints: list[str] = []
+        self.values: dict[tuple[str, str], str] = {}
+        self.places: dict[tuple[str, str], str] = {}
+        if named or file.exists():
+            self._take_file()
+        self._take_environment(environ)
+
+    def _take_file(self) -> None:
+        for section, keys in read_ini(self.file, self.complaints).items():
+            if section not in KEYS:
+                self.complaints.append(
+                    f"{self.file}: [{section}]: unknown section; expected one of "
+                    f"{', '.join(KEYS)}{nearest(section, KEYS)}"
+                )
+                continue
+            for key, value in keys.items():
+                place = f"{self.file}: [{section}] {key}"
+                if key not in KEYS[section]:
+                    hint = nearest(key, KEYS[section])
+                    self.complaints.append(f"{place}: unknown key{hint}")
+                elif not value.strip():
+                    self.complaints.append(
+                        f"{place}: expected a value, got none; "
+                        "leave the line out for the default"
+                    )
+                else:
+                    self.values[section, key] = value.strip()
+                    self.places[section, key] = place
+
+    def _take_environment(self, environ: Mapping[str, str]) -> None:
+        for name in sorted(environ):
+            section, _, key = name.removeprefix(ENVIRONMENT).lower().partition("_")
+            if not name.startswith(ENVIRONMENT) or section not in KEYS:
+                continue
+            value = environ[name].strip()
+            if not value:
+                continue
+            if key not in KEYS[section]:
+                names = [f"{ENVIRONMENT}{section}_{k}".upper() for k in KEYS[section]]
+                self.complaints.append(
+                    f"environment: {name}: unknown key{nearest(name, names)}"
+                )
+                continue
+            self.values[section, key] = value
+            self.places[section, key] = f"environment: {name}: [{section}] {key}"
+
+    def complain(self, section: str, key: str, expected: str) -> None:
+        """Note that a key's value is not what was expected; secrets stay unshown."""
+        place = self.places.get((section, key), f"{self.file}: [{section}] {key}")
+        value = self.values.get((section, key))
+        got = "" if value is None or key in SECRET_KEYS else f", got {plain(value)!r}"
+        self.complaints.append(f"{place}: expected {expected}{got}")
+
+    def text(self, section: str, key: str, default: str = "") -> str:
+        """The value as it stands, or the default."""
+        value = self.values.get((section, key), default)
+        if "\n" in value and key not in ("hosts", "content_types", "to"):
+            self.complain(section, key, "one line")
+            return default
+        return value
+
+    def required(self, section: str, key: str, expected: str) -> str:
+        """A value that must be there."""
+        if (section, key) not in self.values:
+            self.complain(section, key, f"{expected}; it is missing")
+        return self.text(section, key)
+
+    def number(
+        self, section: str, key: str, default: float, least: float, most: float
+    ) -> float:
+        """A number within bounds, both included."""
+        text = self.text(section, key, str(default))
+        try:
+            value = float(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            self.complain(section, key, f"a number from {least:g} to {most:g}")
+            return default
+        return value
+
+    def integer(
+        self, section: str, key: str, default: int, least: int, most: int
+    ) -> int:
+        """A whole number within bounds, both included."""
+        text = self.text(section, key, str(default))
+        value = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else least - 1
+        if not least <= value <= most:
+            self.complain(section, key, f"a whole number from {least} to {most}")
+            return default
+        return value
+
+    def boolean(self, section: str, key: str) -> bool:
+        """Yes or no; no if not given."""
+        word = self.text(section, key, "no").lower()
+        if word not in TRUE_WORDS + FALSE_WORDS:
+            self.complain(section, key, "yes or no")
+        return word in TRUE_WORDS
+
+    def choice(self, section: str, key: str, default: str, known: Iterable[str]) -> str:
+        """One of the known words, in any case."""
+        words = {word.lower(): word for word in known}
+        text = self.text(section, key, default)
+        if text.lower() not in words:
+            hint = nearest(text, words.values())
+            self.complain(section, key, f"one of {', '.join(words.values())}{hint}")
+            return default
+        return words[text.lower()]
+
+    def guid(self, section: str, key: str, default: str | None = None) -> str:
+        """A GUID in lower case; required without a default."""
+        expected = "a GUID such as 11111111-2222-3333-4444-555555555555"
+        if default is None:
+            text = self.required(section, key, expected)
+        else:
+            text = self.text(section, key, default)
+        if text and not GUID.fullmatch(text):
+            self.complain(section, key, expected)
+        return text.lower()
+
+    def items(self, section: str, key: str, default: str = "") -> list[str]:
+        """The parts of a list, by comma or line."""
+        text = self.text(section, key, default)
+        return [part.strip() for part in re.split(r"[,\n]", text) if part.strip()]
+
+    def path(self, section: str, key: str) -> Path | None:
+        """A path, relative to the configuration file's folder; None if not given."""
+        text = self.text(section, key)
+        return self.resolve(text) if text else None
+
+    def resolve(self, text: str) -> Path:
+        """Where a path of the configuration points to."""
+        try:
+            path = Path(text).expanduser()
+        except RuntimeError:  # a ~user that this machine does not know
+            path = Path(text)
+        return self.file.absolute().parent / path
+
+    def readable(self, section: str, key: str) -> bytes | None:
+        """The bytes of the file that a key names; None, with a complaint if not."""
+        path = self.path(section, key)
+        if path is None:
+            return None
+        try:
+            return path.read_bytes()
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            self.complain(section, key, f"a readable file ({path}: {reason})")
+            return None
+
+    def writable(self, section: str, key: str, path: Path) -> Path:
+        """A path at which a file can be made; the folder must be there."""
+        if path.is_dir():
+            self.complain(section, key, f"a file, and {path} is a folder")
+        elif not path.parent.is_dir():
+            self.complain(section, key, f"a file in a folder that exists ({path})")
+        return path
+
+    def root(self, key: str, default: str) -> str:
+        """An https address without a tenant, query or trailing slash."""
+        text = self.text("azure", key, default).rstrip("/")
+        try:
+            parts = urlsplit(text)
+            port_is_good = parts.port is None or parts.port > 0
+        except ValueError:
+            parts, port_is_good = urlsplit(""), False
+        good = (
+            port_is_good
+            and parts.scheme == "https"
+            and HOST_NAME.fullmatch(parts.hostname or "")
+            and re.fullmatch(r"https://[!-~]+", text)
+            and not set("@?#\\") & set(text)
+            and not GUID.search(parts.path)
+        )
+        if not good:
+            self.complain("azure", key, "an https:// address without a tenant in it")
+        return text
+
+
+# -- key and certificate ------------------------------------------------------
+
+
+def read_thumbprint(text: str) -> str:
+    """A SHA-1 thumbprint as lower-case hex, from hex or base64; "" if it is neither.
+
+    The certificate dialogue of Windows puts an invisible mark before the first digit
+    when it is copied, and blanks or colons between them.
+    """
+    digits = re.sub(r"[^0-9A-Za-z+/=_-]", "", text)
+    if re.fullmatch(r"[0-9A-Fa-f]{40}", digits):
+        return digits.lower()
+    if re.fullmatch(r"[A-Za-z0-9+/_-]{27}=?", digits):
+        return base64.urlsafe_b64decode(
+            digits.rstrip("=").replace("+", "-").replace("/", "_") + "="
+        ).hex()
+    return ""
+
+
+def read_private_key(reader: Reader) -> Any:
+    """The RSA key of [azure] private_key, or None with a complaint."""
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    pem = reader.readable("azure", "private_key")
+    if pem is None:
+        return None
+    passphrase = reader.text("azure", "private_key_passphrase")
+    try:
+        key = load_pem_private_key(pem, passphrase.encode() or None)
+    except TypeError:  # by cryptography's documentation: given or missing wrongly
+        fit = (
+            "none, for the key is not encrypted"
+            if passphrase
+            else ("the passphrase of the encrypted key; it is missing")
+        )
+        reader.complain("azure", "private_key_passphrase", fit)
+        return None
+    except Exception as error:  # noqa: BLE001 -- any parse error of the library
+        if passphrase and b"ENCRYPTED" in pem:
+            expected = "the passphrase that opens the private key"
+            reader.complain("azure", "private_key_passphrase", expected)
+        else:
+            reason = type(error).__name__
+            expected = f"a private key in PEM form ({reason})"
+            reader.complain("azure", "private_key", expected)
+        return None
+    if not isinstance(key, RSAPrivateKey):
+        reader.complain("azure", "private_key", "an RSA key, as Entra ID takes")
+        return None
+    return key
+
+
+def read_certificate(reader: Reader) -> Any:
+    """The certificate of [azure] certificate, or None, with a complaint if bad."""
+    from cryptography import x509
+
+    pem = reader.readable("azure", "certificate")
+    if pem is None:
+        return None
+    try:
+        return x509.load_pem_x509_certificate(pem)
+    except Exception as error:  # noqa: BLE001 -- any parse error of the library
+        reason = type(error).__name__
+        expected = f"a certificate in PEM form ({reason})"
+        reader.complain("azure", "certificate", expected)
+        return None
+
+
+def read_credential(reader: Reader) -> Credential:
+    """The key with its certificate or thumbprint, or the secret; checked locally.
+
+    A key that does not fit its certificate is refused by Entra ID alone
+    (AADSTS700027), with nothing said of the reason: so it is compared here.
+    """
+    given = [
+        key
+        for key in ("private_key", "certificate", "thumbprint")
+        if ("azure", key) in reader.values
+    ]
+    secret = reader.text("azure", "client_secret")
+    if secret:
+        if not reader.places["azure", "client_secret"].startswith("environment"):
+            reader.complain(
+                "azure",
+                "client_secret",
+                "it in the environment alone, never in the file",
+            )
+        if given:
+            reader.complain(
+                "azure", "client_secret", f"no {' and no '.join(given)} beside it"
+            )
+        return Credential(Secret(""), "", "", Secret(secret))
+    if "private_key" not in given:
+        reader.complain("azure", "private_key", "the path of a PEM file; it is missing")
+    if not {"certificate", "thumbprint"} & set(given):
+        reader.complain(
+            "azure",
+            "certificate",
+            "the path of a PEM file, or a thumbprint; both are missing",
+        )
+    return read_key_pair(reader)
+
+
+def read_key_pair(reader: Reader) -> Credential:
+    """The key and its certificate or thumbprint, checked against each other."""
+    from cryptography.hazmat.primitives import hashes, serialization
+
+    key, certificate = read_private_key(reader), read_certificate(reader)
+    typed = reader.text("azure", "thumbprint")
+    thumbprint = read_thumbprint(typed)
+    if typed and not thumbprint:
+        reader.complain(
+            "azure",
+            "thumbprint",
+            "a SHA-1 thumbprint: 40 hex digits, or 28 characters of base64",
+        )
+    if certificate is not None and thumbprint:
+        actual = certificate.fingerprint(hashes.SHA1()).hex()  # noqa: S303
+        if actual != thumbprint:
+            reader.complain("azure", "thumbprint", f"the certificate's own, {actual}")
+    if None not in (key, certificate) and (
+        key.public_key() != certificate.public_key()
+    ):
+        reader.complain(
+            "azure", "certificate", "the certificate that belongs to the private key"
+        )
+    pem = (
+        ""
+        if key is None
+        else key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ).decode()
+    )
+    if certificate is None:
+        return Credential(Secret(pem), "", thumbprint, Secret(""))
+    own = certificate.public_bytes(serialization.Encoding.PEM).decode()
+    expires = certificate.not_valid_after_utc
+    return Credential(Secret(pem), own, thumbprint, Secret(""), expires)
+
+
+# -- the sections ---------------------------------------------------------------
+
+
+def read_pem(reader: Reader, section: str, key: str) -> Path | None:
+    """The path of a PEM file with certificates to trust; None if not given."""
+    if reader.readable(section, key) is None:
+        return None
+    path = reader.path(section, key)
+    try:
+        ssl.create_default_context(cafile=str(path))
+    except (ssl.SSLError, OSError):
+        reader.complain(section, key, "certificates in PEM form")
+    return path
+
+
+def read_azure(reader: Reader) -> Azure:
+    """[azure], checked."""
+    tenant_id = reader.guid("azure", "tenant_id")
+    cloud = CLOUDS[reader.choice("azure", "cloud", "worldwide", CLOUDS)]
+    return Azure(
+        tenant_id=tenant_id,
+        client_id=reader.guid("azure", "client_id"),
+        credential=read_credential(reader),
+        login_root=reader.root("login_root", cloud.login_root),
+        api_root=reader.root("api_root", cloud.api_root),
+        graph_root=reader.root("graph_root", cloud.graph_root),
+        ca_bundle=read_pem(reader, "azure", "ca_bundle"),
+        publisher_id=reader.guid("azure", "publisher_id", tenant_id),
+    )
+
+
+def content_type(text: str) -> str:
+    """A content type in Microsoft's spelling, from any case; "" if unknown."""
+    return {known.lower(): known for known in CONTENT_TYPES}.get(text.lower(), "")
+
+
+def read_poll(reader: Reader) -> Poll:
+    """[poll], checked."""
+    wanted = reader.items("poll", "content_types", CONTENT_TYPES[0])
+    for text in wanted:
+        if not content_type(text):
+            hint = nearest(text, CONTENT_TYPES)
+            reader.complain(
+                "poll", "content_types", f"some of {', '.join(CONTENT_TYPES)}{hint}"
+            )
+    if not wanted:
+        reader.complain("poll", "content_types", "at least one content type")
+    state_file = reader.path("poll", "state_file") or reader.file.with_suffix(".db")
+    minutes = 24 * 60 - 1
+    return Poll(
+        content_types=tuple(dict.fromkeys(content_type(text) for text in wanted)),
+        window=timedelta(
+            minutes=reader.integer("poll", "window_minutes", 10, 1, minutes)
+        ),
+        overlap=timedelta(
+            minutes=reader.integer("poll", "overlap_minutes", 5, 0, minutes)
+        ),
+        state_file=reader.writable("poll", "state_file", state_file.absolute()),
+        workers=reader.integer("poll", "workers", 8, 1, 64),
+        timeout_seconds=reader.number("poll", "timeout_seconds", 60, 0.1, 3600),
+    )
+
+
+def read_host(text: str) -> Host | None:
+    """A host and port from `host:port` or `[::1]:port`; None if it is neither."""
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^:\[\]]+)):([0-9]{1,5})", text)
+    if not match or not 1 <= int(match[3]) <= 65535:
+        return None
+    if match[1]:
+        try:
+            socket.inet_pton(socket.AF_INET6, match[1].partition("%")[0])
+        except OSError:
+            return None
+    elif not HOST_NAME.fullmatch(match[2]):
+        return None
+    return Host(match[1] or match[2], int(match[3]))
+
+
+def read_logstash(reader: Reader, *, needed: bool) -> Logstash:
+    """[logstash], checked; without --stdout a host is needed."""
+    expected = "host:port, such as logstash.example.net:5514 or [::1]:5514"
+    if needed:
+        reader.required("logstash", "hosts", expected)
+    hosts = [read_host(text) for text in reader.items("logstash", "hosts")]
+    if None in hosts:
+        reader.complain("logstash", "hosts", expected)
+    tls = reader.boolean("logstash", "tls")
+    settings = Logstash(
+        hosts=tuple(host for host in hosts if host),
+        tls=tls,
+        ca_file=read_pem(reader, "logstash", "ca_file"),
+        cert_file=reader.path("logstash", "cert_file"),
+        key_file=reader.path("logstash", "key_file"),
+        timeout_seconds=reader.number("logstash", "timeout_seconds", 120, 0.1, 86400),
+        run_events=reader.boolean("logstash", "run_events"),
+    )
+    certificate = reader.readable("logstash", "cert_file")
+    key = reader.readable("logstash", "key_file")
+    if settings.key_file and not settings.cert_file:
+        reader.complain("logstash", "cert_file", "the key's certificate; it is missing")
+    elif certificate is not None and (key is not None or not settings.key_file):
+        try:
+            load_client_certificate(ssl.create_default_context(), settings)
+        except (ssl.SSLError, OSError, ValueError):
+            reader.complain(
+                "logstash",
+                "cert_file",
+                "a PEM certificate and its key, which is not encrypted",
+            )
+    return settings
+
+
+def load_client_certificate(context: ssl.SSLContext, settings: Logstash) -> None:
+    """Give a TLS context the client certificate of [logstash], if there is one."""
+    if settings.cert_file:
+        # Without a password OpenSSL would ask for one at the terminal.
+        context.load_cert_chain(settings.cert_file, settings.key_file, lambda: b"")
+
+
+def read_alerts(reader: Reader) -> Alerts:
+    """[alerts], checked."""
+    host = reader.text("alerts", "smtp_host")
+    security = reader.choice("alerts", "smtp_security", "none", SMTP_PORTS)
+    if host and not HOST_NAME.fullmatch(host):
+        reader.complain("alerts", "smtp_host", "a host name, without port")
+    username = reader.text("alerts", "username")
+    password = reader.text("alerts", "password")
+    if bool(username) != bool(password):
+        lacking = "password" if username else "username"
+        reader.complain("alerts", lacking, "user name and password together")
+    if password and security == "none":
+        reader.complain(
+            "alerts",
+            "smtp_security",
+            "starttls or tls, so that the password travels encrypted",
+        )
+    addresses = {key: reader.items("alerts", key) for key in ("from", "to")}
+    for key, found in addresses.items():
+        if host and not found:
+            reader.complain("alerts", key, "a mail address; it is missing")
+        if any(not re.fullmatch(r"[^@\s<>]+@[^@\s<>]+", each) for each in found):
+            reader.complain("alerts", key, "a mail address such as soc@example.net")
+    if len(addresses["from"]) > 1:
+        reader.complain("alerts", "from", "one mail address")
+    return Alerts(
+        smtp_host=host,
+        smtp_port=reader.integer("alerts", "smtp_port", SMTP_PORTS[security], 1, 65535),
+        smtp_security=security,
+        username=username,
+        password=Secret(password),
+        sender="".join(addresses["from"]),
+        to=tuple(addresses["to"]),
+        repeat=timedelta(hours=reader.number("alerts", "repeat_hours", 24, 0.01, 8760)),
+        certificate_days=reader.integer("alerts", "certificate_days", 30, 0, 3650),
+    )
+
+
+def read_settings(
+    file: Path, environ: Mapping[str, str], *, named: bool, sink_needed: bool = True
+) -> Settings:
+    """The configuration from the file and the environment.
+
+    Raises ConfigError with every complaint at once. A named file must exist; the
+    default one need not.
+    """
+    reader = Reader(file, environ, named=named)
+    log_file = reader.path("logging", "file")
+    if log_file:
+        reader.writable("logging", "file", log_file)
+    cache = reader.path("graph", "cache_file") or file.with_suffix(".names.json")
+    levels = ("DEBUG", "INFO", "WARNING", "ERROR")
+    settings = Settings(
+        file=file,
+        azure=read_azure(reader),
+        poll=read_poll(reader),
+        logstash=read_logstash(reader, needed=sink_needed),
+        logging=Logging(log_file, reader.choice("logging", "level", "INFO", levels)),
+        graph=Graph(
+            reader.boolean("graph", "application_names"),
+            reader.writable("graph", "cache_file", cache.absolute()),
+        ),
+        alerts=read_alerts(reader),
+    )
+    if reader.complaints:
+        raise ConfigError(reader.complaints)
+    return settings
+
+
+# == Time ====================================================================
+# All times are aware and UTC; all windows are half open: start in, end out, as the
+# API's are (documented: REF).
+
+AGE = re.compile(r"(\d{1,6})([smhdw])")
+AGE_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+@dataclass(frozen=True)
+class Window:
+    """A span of availability (contentCreated), [start, end), in whole seconds."""
+
+    start: datetime
+    end: datetime
+
+    def __str__(self) -> str:
+        return f"[{api_time(self.start)}, {api_time(self.end)}) UTC"
+
+
+def whole_second(moment: datetime) -> datetime:
+    """The moment without its fraction of a second."""
+    return moment.replace(microsecond=0)
+
+
+def api_time(moment: datetime) -> str:
+    """A time as requests carry it: the one form that REF documents in full."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def read_api_time(text: object) -> datetime | None:
+    """A time of an answer, such as contentCreated; None if it is none. Naive is UTC."""
+    try:
+        moment = datetime.fromisoformat(str(text))
+        return as_utc(moment)
+    except (ValueError, OverflowError):
+        return None
+
+
+def as_utc(moment: datetime) -> datetime:
+    """The same moment in UTC; naive is taken to be UTC."""
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=UTC)
+    return moment.astimezone(UTC)
+
+
+def parse_time(text: str, now: datetime) -> datetime:
+    """A time of the command line: ISO 8601, or an age such as 90m, 6h, 2d.
+
+    Whole seconds, UTC. Raises ValueError if it is neither.
+    """
+    age = AGE.fullmatch(text)
+    if age:
+        return whole_second(now - timedelta(**{AGE_UNITS[age[2]]: int(age[1])}))
+    if not re.match(r"\d{4}-?\d{2}-?\d{2}", text):
+        # isoparse takes a bare year as its first of January, which nobody means.
+        raise ValueError("expected ISO 8601 or an age such as 90m, 6h, 2d")
+    from dateutil.parser import isoparse
+
+    return whole_second(as_utc(isoparse(text)))
+
+
+def earliest(now: datetime) -> datetime:
+    """The oldest start that the API takes, less our margin."""
+    return now - RETENTION + RETENTION_MARGIN
+
+
+def poll_start(
+    watermark: datetime | None, now: datetime, window: timedelta, overlap: timedelta
+) -> datetime:
+    """Where a poll's window begins; it ends now."""
+    start = now - window
+    if watermark is not None:
+        start = min(start, watermark - overlap)
+    return max(start, earliest(now))
+
+
+def slices(window: Window) -> Iterator[Window]:
+    """The window in parts that the API takes, oldest first, without gap or overlap."""
+    start = window.start
+    while start < window.end:
+        end = min(start + SLICE, window.end)
+        yield Window(start, end)
+        start = end
+
+
+def without(window: Window, polled: Iterable[Window]) -> list[Window]:
+    """What of the window no polled span covers: the holes, oldest first."""
+    holes, start = [], window.start
+    for span in sorted(polled, key=lambda span: span.start):
+        if span.start > start:
+            holes.append(Window(start, min(span.start, window.end)))
+        start = max(start, span.end)
+        if start >= window.end:
+            break
+    if start < window.end:
+        holes.append(Window(start, window.end))
+    return [hole for hole in holes if hole.start < hole.end]
+
+
+# == Content =================================================================
+# What the API's answers mean. Decisions only: nothing here touches the network.
+
+
+@dataclass(frozen=True)
+class Blob:
+    """One content blob, as a listing names it."""
+
+    content_type: str
+    id: str
+    uri: str
+    created: datetime
+    expires: datetime | None
+
+
+class Verdict(enum.Enum):
+    """What an answer asks of us."""
+
+    OK = "take it"
+    RETRY = "try again after a pause"
+    THROTTLED = "slow down, all requests, then try again"
+    UNAUTHORIZED = "renew the token, once"
+    FORBIDDEN = "a permission is missing"
+    NO_SUBSCRIPTION = "start the subscription"
+    SUBSCRIBED = "it was enabled already"
+    COOLING_DOWN = "it was asked for already"
+    GONE = "lost"
+    MISSING = "lost, if it lasts"
+    BAD_WINDOW = "the times are refused: whose clock is wrong?"
+    BAD_PAGE = "list again from the first page"
+    NO_AUDITING = "auditing is off in this tenant"
+    REFUSED = "no, and it will stay no"
+    FAILED = "not this time"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, whole; header names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on an answer, with what to tell a person."""
+
+    verdict: Verdict
+    reason: str
+    retry_after: float | None = None
+
+
+# Documented (REF, TRB) unless said; AF20024 and AF5000x are observed. The status that
+# comes with a code is not documented and differs, so the code decides alone.
+VERDICTS = {
+    "AF10001": Verdict.FORBIDDEN,
+    "AF20001": Verdict.REFUSED,
+    "AF20002": Verdict.REFUSED,
+    "AF20010": Verdict.REFUSED,
+    "AF20011": Verdict.REFUSED,
+    "AF20012": Verdict.REFUSED,
+    "AF20013": Verdict.REFUSED,
+    "AF20020": Verdict.REFUSED,
+    "AF20022": Verdict.NO_SUBSCRIPTION,
+    "AF20023": Verdict.NO_SUBSCRIPTION,
+    "AF20024": Verdict.SUBSCRIBED,
+    "AF20030": Verdict.BAD_WINDOW,
+    "AF20031": Verdict.BAD_PAGE,
+    "AF20050": Verdict.MISSING,
+    "AF20051": Verdict.GONE,
+    "AF20052": Verdict.MISSING,
+    "AF20055": Verdict.BAD_WINDOW,
+    "AF429": Verdict.THROTTLED,
+    "AF50000": Verdict.RETRY,
+    # Observed: the cool-down of subscriptions/start, as 403 or 429.
+    "429": Verdict.COOLING_DOWN,
+}
+AF_CODE = re.compile(rb"\bAF\d{3,6}\b")
+# Observed: a tenant without auditing gets no AF code but a stack trace.
+AUDITING_OFF = re.compile(rb"DataServiceException|StartSubscription \[")
+
+
+def read_error(body: bytes) -> tuple[str, str]:
+    """The code and message of an error body: JSON, half JSON, HTML or nothing.
+
+    The body is cut first: an error never needs more than its beginning.
+    """
+    head = body[:4096]
+    found = AF_CODE.search(head[:1024])
+    code = found[0].decode() if found else ""
+    try:
+        told = json.loads(body[:65536].decode("utf-8-sig"))
+        error = told.get("error", told)
+        if isinstance(error, Mapping):
+            own = str(error.get("code", ""))
+            message = str(error.get("message", error.get("Message", "")))
+            return (own if own in VERDICTS else code or own), plain(message)
+    except (ValueError, AttributeError, RecursionError):
+        pass  # not JSON: what can be read of it is below
+    text = re.sub(r"<[^>]*>", " ", head.decode("utf-8", "replace"))
+    return code, plain(text, 120)
+
+
+def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
+    """The Retry-After header in seconds, from seconds or a date; None if absent."""
+    text = headers.get("retry-after", "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        return max(0.0, (as_utc(parsedate_to_datetime(text)) - now).total_seconds())
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def judge(answer: Answer, now: datetime) -> Judgement:
+    """What an answer asks of us. The code decides where one is known, else the status.
+
+    Never the message: Microsoft's wording changes.
+    """
+    status = answer.status
+    if 200 <= status < 300:
+        return Judgement(Verdict.OK, f"HTTP {status}")
+    if 300 <= status < 400:
+        reason = f"HTTP {status}, a redirect, which is never followed"
+        return Judgement(Verdict.FAILED, reason)
+    code, message = read_error(answer.body)
+    said = " ".join(filter(None, (f"HTTP {status}", plain(code, 60), message)))
+    pause = retry_after(answer.headers, now)
+    if code.startswith("AF5"):
+        return Judgement(Verdict.RETRY, said, pause)
+    if code in VERDICTS:
+        return Judgement(VERDICTS[code], said, pause)
+    if AUDITING_OFF.search(answer.body[:4096]):
+        return Judgement(Verdict.NO_AUDITING, said)
+    return Judgement(judge_status(status, code), said, pause)
+
+
+def judge_status(status: int, code: str) -> Verdict:
+    """The verdict on an answer without a code that we know."""
+    if status == 401:
+        return Verdict.UNAUTHORIZED
+    if status == 404:
+        return Verdict.MISSING
+    if status == 429:
+        return Verdict.THROTTLED
+    if status == 408 or status >= 500:
+        return Verdict.RETRY
+    if status == 403 and code:
+        return Verdict.REFUSED
+    return Verdict.FAILED
+
+
+def parse_listing(body: bytes, content_type: str, listed: datetime) -> list[Blob]:
+    """The blobs of a listing, as the API names them.
+
+    A blob without a readable contentCreated counts as made when it was listed. Raises
+    BrokenAnswerError if it is no array of objects with contentId.
+    """
+    try:
+        entries = json.loads(body.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        raise BrokenAnswerError("the listing is not JSON") from None
+    if not isinstance(entries, list):
+        raise BrokenAnswerError("the listing is not an array")
+    blobs = []
+    for entry in entries:
+        content_id = entry.get("contentId") if isinstance(entry, Mapping) else None
+        if not isinstance(content_id, str) or not content_id:
+            raise BrokenAnswerError("the listing has an entry without contentId")
+        blobs.append(
+            Blob(
+                content_type,
+                content_id,
+                str(entry.get("contentUri", "")),
+                read_api_time(entry.get("contentCreated")) or listed,
+                read_api_time(entry.get("contentExpiration")),
+            )
+        )
+    return blobs
+
+
+def parse_subscriptions(body: bytes) -> set[str]:
+    """The content types, in lower case, whose subscription is there and not disabled.
+
+    Documented by example: an entry may lack its status.
+    """
+    try:
+        entries = json.loads(body.decode("utf-8-sig"))
+        return {
+            str(entry["contentType"]).lower()
+            for entry in entries
+            if str(entry.get("status", "enabled")).lower() != "disabled"
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise BrokenAnswerError("the list of subscriptions is not JSON") from None
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The addresses of one tenant's activity feed; every URL with a token is made here.
+
+    PublisherIdentifier is on every one: without it all such clients in the world
+    share one throttling bucket (documented: REF, TRB).
+    """
+
+    api_root: str
+    tenant_id: str
+    publisher_id: str
+
+    @property
+    def base(self) -> str:
+        """The feed's address, up to the operation."""
+        return f"{self.api_root}/api/v1.0/{self.tenant_id}/activity/feed"
+
+    def operation(self, name: str, **query: str) -> str:
+        """The URL of an operation under subscriptions/."""
+        pairs = {**query, "PublisherIdentifier": self.publisher_id}
+        return f"{self.base}/subscriptions/{name}?{urlencode(pairs, safe=':')}"
+
+    def listing(self, content_type: str, window: Window) -> str:
+        """The URL of the first page of a window's blobs."""
+        return self.operation(
+            "content",
+            contentType=content_type,
+            startTime=api_time(window.start),
+            endTime=api_time(window.end),
+        )
+
+    def blob(self, blob: Blob) -> str:
+        """The URL of a blob: contentUri if it is ours, else made from contentId.
+
+        Observed: contentUri naming http://localhost and another tenant.
+        """
+        own = self._own(blob.uri)
+        if own and "/activity/feed/audit/" in own.lower():
+            return self._published(own)
+        content_id = quote(blob.id, safe="$!*'(),:@")
+        return self._published(f"{self.base}/audit/{content_id}")
+
+    def next_page(self, uri: str) -> str:
+        """The URL of the next page, used as given; "" if it is not of our feed.
+
+        Observed: any letter case in the names, /api/v1/ for /api/v1.0/, and no
+        PublisherIdentifier.
+        """
+        own = self._own(uri)
+        return self._published(own) if own else ""
+
+    def _own(self, uri: str) -> str:
+        """The URI, on our own root, if it names our root and tenant; else "".
+
+        The root is put there anew: whatever a parser may think of the given one,
+        the token goes to the configured host.
+        """
+        if not re.fullmatch(r"[!-~]+", uri) or "\\" in uri or "#" in uri:
+            return ""
+        try:
+            given, ours = urlsplit(uri), urlsplit(self.api_root)
+            ports = (given.port or 443, ours.port or 443)
+        except ValueError:
+            return ""
+        same = (
+            given.scheme == "https"
+            and "@" not in given.netloc
+            and given.hostname == ours.hostname
+            and ports[0] == ports[1]
+            and given.path.lower().startswith(ours.path.lower() + "/api/")
+            and ".." not in given.path
+        )
+        tenants = [found[0].lower() for found in GUID.finditer(given.path)]
+        if not same or not tenants or tenants[0] != self.tenant_id:
+            return ""
+        query = f"?{given.query}" if given.query else ""
+        return f"{ours.scheme}://{ours.netloc}{given.path}{query}"
+
+    def _published(self, url: str) -> str:
+        names = {
+            name.lower()
+            for name, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True)
+        }
+        if "publisheridentifier" in names:
+            return url
+        mark = "&" if "?" in url else "?"
+        return f"{url}{mark}PublisherIdentifier={self.publisher_id}"
+
+
+def next_page_header(headers: Mapping[str, str]) -> str:
+    """The NextPageUri header; TRB calls it NextPageUrl in one place."""
+    return headers.get("nextpageuri") or headers.get("nextpageurl") or ""
+
+
+# == Events ==================================================================
+# An event's text goes out as it came in. The decoder says where each value ends.
+
+Decorate = Callable[[Mapping[str, Any], str], str]
+
+SPACES = re.compile(r"[ \t\n\r]*")
+STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+# Numbers are not looked at; kept as text they cost less, and no number is too long
+# (int() refuses more than 4,300 digits).
+DECODER = json.JSONDecoder(parse_int=str, parse_float=str)
+
+
+def end_by_brackets(text: str, start: int) -> int:
+    """Where the object that begins at start ends, however deep it is; -1 if nowhere."""
+    depth = 0
+    for token in STRUCTURE.finditer(text, start):
+        mark = token[0]
+        if mark in ("{", "["):
+            depth += 1
+        elif mark in ("}", "]"):
+            depth -= 1
+            if depth == 0:
+                return token.end()
+    return -1
+
+
+class EventSlicer:
+    """Cuts a JSON array of objects, fed in chunks, into the objects' own texts.
+
+    Memory is that of one chunk and one event, whatever the blob's size.
+    """
+
+    def __init__(self, decorate: Decorate | None = None) -> None:
+        self._decorate = decorate
+        self._text = ""
+        self._enough = 0  # do not look at an unfinished event again before that
+        self._place = "start"  # start, first, element, comma, end
+
+    def feed(self, chunk: str, *, last: bool = False) -> list[str]:
+        """The texts, one line each, of the events that this chunk completes.
+
+        Raises BrokenAnswerError where the text is no JSON array of objects.
+        """
+        text = self._text + chunk if self._text else chunk
+        if len(text) < self._enough and not last:
+            self._text = text
+            return []
+        found, position = self._scan(text, last=last)
+        self._text = text[position:]
+        self._enough = 2 * len(self._text)
+        if last and self._place != "end":
+            raise BrokenAnswerError("the blob's JSON array is cut short")
+        if "\n" in text or "\r" in text:
+            # Outside strings they are blanks, and inside none may stand unescaped.
+            found = [t.replace("\r", " ").replace("\n", " ") for t in found]
+        return found
+
+    def _scan(self, text: str, *, last: bool) -> tuple[list[str], int]:
+        found: list[str] = []
+        position, size = 0, len(text)
+        while True:
+            position = SPACES.match(text, position).end()  # type: ignore[union-attr]
+            if position >= size:
+                return found, position
+            mark = text[position]
+            if mark == "{" and self._place in ("first", "element"):
+                end = self._event(text, position, found, last=last)
+                if end < 0:
+                    return found, position
+                position, self._place = end, "comma"
+                continue
+            step = STEPS.get((self._place, mark))
+            if step is None:
+                raise BrokenAnswerError(
+                    f"the blob is not a JSON array of objects ({self._place}: "
+                    f"{plain(text[position : position + 20])!r})"
+                )
+            self._place = step
+            position += 1
+
+    def _event(self, text: str, start: int, found: list[str], *, last: bool) -> int:
+        """The end of the event at start, its text added to found; -1 if it is cut."""
+        try:
+            event, end = DECODER.raw_decode(text, start)
+        except ValueError as error:
+            if last:
+                raise BrokenAnswerError(f"the blob's JSON is broken: {error}") from None
+            return -1
+        except RecursionError:  # nested deeper than the decoder goes
+            event, end = {}, end_by_brackets(text, start)
+            if end < 0:
+                return -1
+        piece = text[start:end]
+        found.append(self._decorate(event, piece) if self._decorate else piece)
+        return end
+
+
+STEPS = {
+    ("start", "["): "first",
+    ("first", "]"): "end",
+    ("comma", ","): "element",
+    ("comma", "]"): "end",
+}
+
+
+def unpacked(pieces: Iterable[bytes], encoding: str) -> Iterator[bytes]:
+    """A body's bytes, unpacked, in chunks of CHUNK at most.
+
+    Raises BrokenAnswerError for an encoding we did not ask for and for a gzip stream
+    that is cut: observed with a Content-Length that fits, so nothing else notices.
+    """
+    if encoding in ("", "identity"):
+        yield from pieces
+        return
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise BrokenAnswerError(f"unasked-for Content-Encoding {plain(encoding, 40)}")
+    unzip = zlib.decompressobj(47)  # gzip or zlib, told by the header
+    try:
+        for piece in pieces:
+            data = piece
+            while data:
+                yield unzip.decompress(data, CHUNK)
+                data = unzip.unconsumed_tail
+                if unzip.eof and unzip.unused_data.strip(b"\0"):
+                    data, unzip = unzip.unused_data, zlib.decompressobj(47)
+        yield unzip.flush()
+    except zlib.error:
+        raise BrokenAnswerError("the gzip stream is broken") from None
+    if not unzip.eof:
+        raise BrokenAnswerError("the gzip stream is cut short")
+
+
+# == State ===================================================================
+# An SQLite database: what is confirmed, what is pending, and the ledger. Every change
+# is one transaction; SQLite's journal brings it back whole after a kill.
+
+SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE watermark (content_type TEXT PRIMARY KEY, time INTEGER NOT NULL);
+CREATE TABLE slice (             -- begun or given up, and not polled whole yet
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    content_type TEXT NOT NULL,
+    start INTEGER NOT NULL,
+    end INTEGER NOT NULL,
+    given_up INTEGER NOT NULL);
+CREATE TABLE pending (           -- listed, and could not be fetched yet
+    content_type TEXT NOT NULL,
+    content_id TEXT NOT NULL,
+    uri TEXT NOT NULL,
+    created INTEGER NOT NULL,    -- ms
+    expires INTEGER,             -- ms
+    since INTEGER NOT NULL,
+    tries INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    PRIMARY KEY (content_type, content_id)) WITHOUT ROWID;
+CREATE TABLE polled (            -- ledger: spans listed whole and delivered
+    content_type TEXT NOT NULL,
+    start INTEGER NOT NULL,
+    end INTEGER NOT NULL,
+    PRIMARY KEY (content_type, start)) WITHOUT ROWID;
+CREATE TABLE delivered (         -- ledger: blobs
+    content_type TEXT NOT NULL,
+    created INTEGER NOT NULL,    -- ms
+    content_id BLOB NOT NULL,    -- its hash: ids are long and these rows are many
+    events INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    time INTEGER NOT NULL,
+    slice INTEGER NOT NULL,      -- 0: of none that is still open
+    PRIMARY KEY (content_type, created, content_id)) WITHOUT ROWID;
+CREATE TABLE lost (              -- a span (content_id empty) or a blob
+    content_type TEXT NOT NULL,
+    content_id TEXT NOT NULL,
+    start INTEGER NOT NULL,
+    end INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    time INTEGER NOT NULL,
+    PRIMARY KEY (content_type, start, end, content_id)) WITHOUT ROWID;
+CREATE TABLE said (key TEXT PRIMARY KEY, time INTEGER NOT NULL, text TEXT NOT NULL);
+"""
+SCHEMA_VERSION = 1
+BUSY_SECONDS = 60
+
+
+def seconds(moment: datetime) -> int:
+    """A moment as whole seconds since 1970."""
+    return int(moment.timestamp())
+
+
+def milliseconds(moment: datetime) -> int:
+    """A moment as whole milliseconds since 1970."""
+    return round(moment.timestamp() * 1000)
+
+
+def moment(stamp: float) -> datetime:
+    """The moment of a count of seconds since 1970."""
+    return datetime.fromtimestamp(stamp, UTC)
+
+
+def fingerprint(content_id: str) -> bytes:
+    """The ledger's name for a blob."""
+    text = content_id.encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(text, digest_size=16).digest()
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A window of one content type on its way to being polled.
+
+    id is 0 until a batch of it is confirmed; reopened marks one that an earlier run
+    gave up and that is asked again by itself.
+    """
+
+    content_type: str
+    window: Window
+    id: int = 0
+    reopened: bool = False
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """A blob whose events the sink has confirmed."""
+
+    blob: Blob
+    events: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A blob that was listed and could not be fetched yet."""
+
+    blob: Blob
+    since: datetime
+    tries: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What can no longer be had: a span of availability, or a blob."""
+
+    content_type: str
+    window: Window
+    reason: str
+    content_id: str = ""
+
+    def __str__(self) -> str:
+        if self.content_id:
+            return f"{self.content_type}: blob {plain(self.content_id)}: {self.reason}"
+        return f"{self.content_type}: {self.window}: {self.reason}"
+
+
+@dataclass
+class Changes:
+    """What one transaction writes about one content type."""
+
+    delivered: list[Delivered] = field(default_factory=list)
+    pending: list[Pending] = field(default_factory=list)
+    lost: list[Lost] = field(default_factory=list)
+
+
+class Purpose(enum.Enum):
+    """Why a span is asked for."""
+
+    POLL = "what is new; moves the watermark"
+    BACKFILL = "all of it, delivered before or not"
+    RECONCILE = "what the ledger lacks"
+
+
+def blob_window(blob: Blob) -> Window:
+    """The second in which a blob became available."""
+    start = whole_second(blob.created)
+    return Window(start, start + timedelta(seconds=1))
+
+
+class UnreadableStateError(Exception):
+    """SQLite says that the file is no database, or malformed."""
+
+
+@contextlib.contextmanager
+def state_errors(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into ours: unreadable, or cannot be used."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            raise UnreadableStateError(str(error)) from None
+        raise StateError(
+            f"state file {path}: {error}",
+            "what is not recorded as delivered is sent again by the next run",
+            "see that the disk has room and that this user may write the file and "
+            "its folder",
+        ) from None
+
+
+class State:
+    """The state database of one tenant. Times go in and out as aware UTC."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._connection = connection
+        # The listing thread asks what is known while the main thread commits.
+        self._lock = threading.RLock()
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        azure: Azure,
+        content_types: Sequence[str],
+        now: datetime,
+        *,
+        replaces: bool = False,
+    ) -> State:
+        """Open or make the state, and prove by a write that it can be written.
+
+        A state that replaces an unreadable one begins with the last 7 days. Raises
+        StateError, and UnreadableStateError for a file that is no database.
+        """
+        try:
+            fresh = not path.exists()
+            if fresh:
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            path.chmod(0o600)
+            # A state cut down to nothing was more than a first run.
+            replaces = replaces or (not fresh and path.stat().st_size == 0)
+        except OSError as error:
+            raise StateError(
+                f"state file {path}: {error.strerror}",
+                "nothing was asked or sent",
+                "see that this user may write the file and its folder",
+            ) from None
+        with state_errors(path):
+            connection = sqlite3.connect(
+                path, BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            state = cls(path, connection)
+            try:
+                state._prepare(azure, now, content_types if replaces else ())
+            except BaseException:
+                connection.close()
+                raise
+        return state
+
+    def _prepare(self, azure: Azure, now: datetime, again: Sequence[str]) -> None:
+        version = self._one("PRAGMA user_version")
+        if version > SCHEMA_VERSION:
+            raise StateError(
+                f"state file {self.path} was written by a newer version",
+                "nothing was asked or sent",
+                "run that version, or name another state_file",
+            )
+        with self._transaction():
+            if version == 0:
+                for statement in SCHEMA.split(";\n"):
+                    self._connection.execute(statement)
+                self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                self._put("tenant_id", azure.tenant_id)
+                self._put("api_root", azure.api_root)
+                for content_type in again:
+                    self._set_watermark(content_type, earliest(now))
+            self._put("opened", str(seconds(now)))
+        for key in ("tenant_id", "api_root"):
+            theirs, ours = self._get(key), getattr(azure, key)
+            if theirs != ours:
+                raise StateError(
+                    f"state file {self.path} belongs to {key} {theirs}, not {ours}",
+                    "nothing was asked or sent",
+                    "give each tenant a state_file of its own",
+                )
+
+    @classmethod
+    def nowhere(cls, azure: Azure, now: datetime) -> State:
+        """A state for a try-out: in memory, empty, and gone with the process."""
+        connection = sqlite3.connect(
+            ":memory:", isolation_level=None, check_same_thread=False
+        )
+        state = cls(Path(os.devnull), connection)
+        state._prepare(azure, now, ())
+        return state
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
+
+    # -- plumbing
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock, state_errors(self.path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def _rows(self, statement: str, *values: object) -> list[Any]:
+        with self._lock, state_errors(self.path):
+            return self._connection.execute(statement, values).fetchall()
+
+    def _one(self, statement: str, *values: object) -> Any:
+        rows = self._rows(statement, *values)
+        return rows[0][0] if rows else None
+
+    def _get(self, key: str) -> str | None:
+        value = self._one("SELECT value FROM meta WHERE key = ?", key)
+        return None if value is None else str(value)
+
+    def _put(self, key: str, value: str) -> None:
+        self._connection.execute(
+            "INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value)
+        )
+
+    # -- watermark and slices
+
+    def watermark(self, content_type: str) -> datetime | None:
+        """How far delivery is confirmed; None if it was never polled."""
+        time = self._one(
+            "SELECT time FROM watermark WHERE content_type = ?", content_type
+        )
+        return None if time is None else moment(time)
+
+    def set_watermark(self, content_type: str, time: datetime) -> None:
+        """Put the watermark where it is told to be, forward or back."""
+        with self._transaction():
+            self._set_watermark(content_type, time)
+
+    def _set_watermark(self, content_type: str, time: datetime) -> None:
+        self._connection.execute(
+            "INSERT OR REPLACE INTO watermark (content_type, time) VALUES (?, ?)",
+            (content_type, seconds(time)),
+        )
+
+    def bring_back(self, content_type: str, time: datetime) -> None:
+        """Take the watermark and the spans polled back to where the clocks agree."""
+        with self._transaction():
+            self._set_watermark(content_type, time)
+            rest = Window(time, moment(1 << 40))
+            for table in ("polled", "slice"):
+                self._connection.execute(
+                    f"DELETE FROM {table} WHERE content_type = ? AND start >= ?",
+                    (content_type, seconds(rest.start)),
+                )
+                self._connection.execute(
+                    f"UPDATE {table} SET end = ?1 WHERE content_type = ?2 AND end > ?1",
+                    (seconds(rest.start), content_type),
+                )
+
+    def newest_created(self, content_type: str, before: datetime) -> datetime | None:
+        """The contentCreated of the newest blob delivered before a moment."""
+        created = self._one(
+            "SELECT max(created) FROM delivered WHERE content_type = ? AND created < ?",
+            content_type,
+            milliseconds(before),
+        )
+        return None if created is None else moment(created / 1000)
+
+    def given_up(self, content_type: str) -> list[Slice]:
+        """The slices that earlier runs gave up, oldest first."""
+        rows = self._rows(
+            "SELECT start, end, id FROM slice "
+            "WHERE content_type = ? AND given_up ORDER BY start, id",
+            content_type,
+        )
+        return [
+            Slice(content_type, Window(moment(start), moment(end)), id_, reopened=True)
+            for start, end, id_ in rows
+        ]
+
+    def confirm(self, job: Slice, changes: Changes, now: datetime) -> Slice:
+        """Record a confirmed batch of a slice that is not done; gives it its id."""
+        with self._transaction():
+            if not job.id:
+                job = self._begin(job, given_up=False)
+            self._record(job.content_type, changes, now, job.id)
+        return job
+
+    def finish(
+        self,
+        job: Slice,
+        changes: Changes,
+        now: datetime,
+        *,
+        moves_watermark: bool = False,
+        before: Sequence[Slice] = (),
+    ) -> None:
+        """Record the last batch of a slice, which is now polled.
+
+        before: the slices of this run that came earlier and were given up. They stay
+        open behind the watermark, to be asked again by themselves.
+        """
+        with self._transaction():
+            self._record(job.content_type, changes, now, 0)
+            self._polled(job.content_type, job.window)
+            if job.id:
+                self._connection.execute("DELETE FROM slice WHERE id = ?", (job.id,))
+            for slice_ in before:
+                self._begin(slice_, given_up=True)
+            if moves_watermark:
+                self._advance(job.content_type, job.window.end)
+            self._prune(job.content_type, now)
+
+    def give_up(self, job: Slice, changes: Changes, now: datetime) -> Slice:
+        """Record what could be had of a slice that stays open."""
+        if job.id or changes.delivered:
+            return self.confirm(job, changes, now)
+        self.settle(job.content_type, changes, now)
+        return job
+
+    def _begin(self, job: Slice, *, given_up: bool) -> Slice:
+        start, end = seconds(job.window.start), seconds(job.window.end)
+        if job.id:
+            self._connection.execute(
+                "UPDATE slice SET start = ?, end = ?, given_up = ? WHERE id = ?",
+                (start, end, given_up, job.id),
+            )
+            return job
+        cursor = self._connection.execute(
+            "INSERT INTO slice (content_type, start, end, given_up) VALUES (?,?,?,?)",
+            (job.content_type, start, end, given_up),
+        )
+        return Slice(job.content_type, job.window, cursor.lastrowid or 0, job.reopened)
+
+    def _advance(self, content_type: str, end: datetime) -> None:
+        self._connection.execute(
+            "INSERT INTO watermark (content_type, time) VALUES (?, ?) "
+            "ON CONFLICT DO UPDATE SET time = max(time, excluded.time)",
+            (content_type, seconds(end)),
+        )
+        # What a killed run left of slices that are polled by now.
+        self._connection.execute(
+            "DELETE FROM slice WHERE content_type = ? AND end <= ? AND NOT given_up",
+            (content_type, seconds(end)),
+        )
+
+    def clip(self, slice_: Slice, start: datetime) -> None:
+        """Let a given-up slice begin later, or go if nothing is left of it."""
+        with self._transaction():
+            self._connection.execute(
+                "UPDATE slice SET start = ? WHERE id = ?", (seconds(start), slice_.id)
+            )
+            self._connection.execute(
+                "DELETE FROM slice WHERE id = ? AND start >= end", (slice_.id,)
+            )
+
+    def lose_span(
+        self, content_type: str, window: Window, now: datetime, *, watermark: bool
+    ) -> list[Lost]:
+        """Record that a span aged out; what of it was polled after all is not lost.
+
+        Its own transaction, whatever becomes of the run: it is said once.
+        """
+        reason = "content of more than 7 days ago can no longer be had"
+        lost = [
+            Lost(content_type, hole, reason)
+            for hole in without(
+                window,
+                self.polled(content_type, window) + self._lost_spans(content_type),
+            )
+        ]
+        with self._transaction():
+            self._record(content_type, Changes(lost=lost), now, 0)
+            if watermark:
+                self._set_watermark(content_type, window.end)
+        return lost
+
+    # -- ledger and pending
+
+    def _record(
+        self, content_type: str, changes: Changes, now: datetime, slice_id: int
+    ) -> None:
+        stamp = seconds(now)
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO delivered VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [
+                (
+                    content_type,
+                    milliseconds(done.blob.created),
+                    fingerprint(done.blob.id),
+                    done.events,
+                    done.bytes,
+                    stamp,
+                    slice_id,
+                )
+                for done in changes.delivered
+            ],
+        )
+        self._connection.executemany(
+            "DELETE FROM pending WHERE content_type = ? AND content_id = ?",
+            [(content_type, done.blob.id) for done in changes.delivered]
+            + [(content_type, lost.content_id) for lost in changes.lost],
+        )
+        self._connection.executemany(
+            "INSERT INTO pending VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO "
+            "UPDATE SET tries = tries + 1, reason = excluded.reason",
+            [pending_row(content_type, pending) for pending in changes.pending],
+        )
+        self._connection.executemany(
+            "INSERT OR IGNORE INTO lost VALUES (?, ?, ?, ?, ?, ?)",
+            [
+                (
+                    content_type,
+                    lost.content_id,
+                    seconds(lost.window.start),
+                    seconds(lost.window.end),
+                    lost.reason,
+                    stamp,
+                )
+                for lost in changes.lost
+            ],
+        )
+
+    def _polled(self, content_type: str, window: Window) -> None:
+        """Add a span to those polled, joined with what it meets."""
+        meets = (content_type, seconds(window.end), seconds(window.start))
+        where = "WHERE content_type = ? AND start <= ? AND end >= ?"
+        start, end = self._rows(
+            f"SELECT min(start), max(end) FROM polled {where}", *meets
+        )[0]
+        self._connection.execute(f"DELETE FROM polled {where}", meets)
+        self._connection.execute(
+            "INSERT INTO polled VALUES (?, ?, ?)",
+            (
+                content_type,
+                min(
+                    seconds(window.start),
+                    seconds(window.start) if start is None else start,
+                ),
+                max(seconds(window.end), end or 0),
+            ),
+        )
+
+    def _prune(self, content_type: str, now: datetime) -> None:
+        """Forget what the ledger no longer has to prove."""
+        oldest = seconds(now - LEDGER_KEPT)
+        for table, column, limit in (
+            ("delivered", "created", 1000 * oldest),
+            ("polled", "end", oldest),
+            ("lost", "end", oldest),
+        ):
+            self._connection.execute(
+                f"DELETE FROM {table} WHERE content_type = ? AND {column} < ?",
+                (content_type, limit),
+            )
+
+    def polled(self, content_type: str, window: Window) -> list[Window]:
+        """The spans polled that touch a window, oldest first."""
+        rows = self._rows(
+            "SELECT start, end FROM polled "
+            "WHERE content_type = ? AND start < ? AND end > ? ORDER BY start",
+            content_type,
+            seconds(window.end),
+            seconds(window.start),
+        )
+        return [Window(moment(start), moment(end)) for start, end in rows]
+
+    def _lost_spans(self, content_type: str) -> list[Window]:
+        rows = self._rows(
+            "SELECT start, end FROM lost WHERE content_type = ? AND content_id = ''",
+            content_type,
+        )
+        return [Window(moment(start), moment(end)) for start, end in rows]
+
+    def settle(self, content_type: str, changes: Changes, now: datetime) -> None:
+        """Record what became of blobs outside any slice: pending ones, a backfill's."""
+        with self._transaction():
+            self._record(content_type, changes, now, 0)
+
+    def pending(self, content_type: str) -> list[Pending]:
+        """The blobs that wait to be fetched, oldest first."""
+        rows = self._rows(
+            "SELECT content_id, uri, created, expires, since, tries, reason "
+            "FROM pending WHERE content_type = ? ORDER BY created",
+            content_type,
+        )
+        return [
+            Pending(
+                Blob(
+                    content_type,
+                    id_,
+                    uri,
+                    moment(created / 1000),
+                    None if expires is None else moment(expires / 1000),
+                ),
+                moment(since),
+                tries,
+                reason,
+            )
+            for id_, uri, created, expires, since, tries, reason in rows
+        ]
+
+    def pending_count(self, content_type: str) -> int:
+        """How many blobs wait to be fetched."""
+        return int(
+            self._one(
+                "SELECT count(*) FROM pending WHERE content_type = ?", content_type
+            )
+        )
+
+    def known(self, content_type: str, purpose: Purpose) -> Callable[[Blob], bool]:
+        """Tells of a listed blob whether it is not to be fetched with its slice.
+
+        A poll leaves out what is pending (it is retried by itself), lost, or was
+        delivered by a slice that is still open (a killed run does not send its batches
+        again). It takes the blobs of closed slices again: observed, a blob that is
+        listed again may have grown. A backfill leaves nothing out; a reconciliation
+        what the ledger has.
+        """
+        delivered = (
+            "SELECT 1 FROM delivered WHERE content_type = :type "
+            "AND created = :created AND content_id = :hash"
+        )
+        asked: list[str] = []
+        if purpose is Purpose.RECONCILE:
+            asked = [delivered]
+        elif purpose is Purpose.POLL:
+            asked = [
+                f"{delivered} AND slice IN (SELECT id FROM slice)",
+                "SELECT 1 FROM pending WHERE content_type = :type AND content_id = :id",
+                (
+                    "SELECT 1 FROM lost WHERE content_type = :type AND start = :start "
+                    "AND end = :start + 1 AND content_id = :id"
+                ),
+            ]
+            # Most polls have none of these: then nothing is asked for each blob.
+            tables = ("slice", "pending", "lost")
+            asked = [
+                query
+                for query, table in zip(asked, tables, strict=True)
+                if self._one(
+                    f"SELECT 1 FROM {table} WHERE content_type = ? LIMIT 1",
+                    content_type,
+                )
+            ]
+
+        def is_known(blob: Blob) -> bool:
+            values = {
+                "type": content_type,
+                "created": milliseconds(blob.created),
+                "hash": fingerprint(blob.id),
+                "id": blob.id,
+                "start": seconds(blob.created),
+            }
+            with self._lock, state_errors(self.path):
+                return any(
+                    self._connection.execute(query, values).fetchone()
+                    for query in asked
+                )
+
+        return is_known
+
+    # -- what was said
+
+    def said(self, key: str) -> datetime | None:
+        """When something was last said; None if it was not, or is well again."""
+        time = self._one("SELECT time FROM said WHERE key = ?", key)
+        return None if time is None else moment(time)
+
+    def say(self, key: str, now: datetime, text: str = "") -> None:
+        """Note that something was said."""
+        with self._transaction():
+            self._connection.execute(
+                "INSERT OR REPLACE INTO said VALUES (?, ?, ?)",
+                (key, seconds(now), text),
+            )
+
+    def unsay(self, key: str) -> None:
+        """Note that something is well again."""
+        with self._transaction():
+            self._connection.execute("DELETE FROM said WHERE key = ?", (key,))
+
+
+def pending_row(content_type: str, pending: Pending) -> tuple[object, ...]:
+    """A pending blob as its row."""
+    blob = pending.blob
+    return (
+        content_type,
+        blob.id,
+        blob.uri,
+        milliseconds(blob.created),
+        None if blob.expires is None else milliseconds(blob.expires),
+        seconds(pending.since),
+        pending.tries,
+        pending.reason,
+    )
+
+
+@contextlib.contextmanager
+def state_lock(path: Path) -> Iterator[None]:
+    """Hold the lock of a state file; the kernel frees it if we die.
+
+    Raises BusyError if another process holds it.
+    """
+    file = path.with_name(path.name + ".lock")
+    try:
+        descriptor = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StateError(
+            f"lock file {file}: {error.strerror}",
+            "nothing was asked or sent",
+            "see that this user may write the file and its folder",
+        ) from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(
+                f"another poll holds the lock {file}",
+                "it delivers what there is",
+                "nothing to do, unless this repeats for hours: then look at that run",
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def set_aside(
+    path: Path,
+    azure: Azure,
+    content_types: Sequence[str],
+    now: datetime,
+    reason: str,
+) -> State:
+    """Put an unreadable state aside, under the lock, and begin one of the last 7 days.
+
+    Duplicates collapse downstream, gaps do not.
+    """
+    mark = now.strftime("%Y%m%dT%H%M%SZ")
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        file = path.with_name(path.name + suffix)
+        with contextlib.suppress(FileNotFoundError):
+            file.rename(file.with_name(f"{path.name}.unreadable-{mark}{suffix}"))
+    log.warning(
+        "state file %s is unreadable (%s) and was set aside as %s.unreadable-%s; "
+        "the last 7 days are polled again and Elasticsearch drops the copies; "
+        "look at the disk",
+        path,
+        plain(reason),
+        path.name,
+        mark,
+    )
+    return State.open(path, azure, content_types, now, replaces=True)
+
+
+# == HTTP ====================================================================
+# Every request to Microsoft goes through here: verified TLS, bounded time and size,
+# pauses, and one retry policy.
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Taken(Generic[T]):
+    """What was made of a good answer."""
+
+    value: T
+
+
+class AnswerClock(threading.local):
+    """How long the answer that this thread waits for may still take.
+
+    A time-out bounds the silence between two bytes; a server that drips one byte a
+    minute never runs into it.
+    """
+
+    deadline = float("inf")
+
+
+ANSWER_CLOCK = AnswerClock()
+
+
+class AnswerSocket(ssl.SSLSocket):
+    """A TLS socket that gives up when the answer's time is over."""
+
+    def recv_into(self, *args: Any, **named: Any) -> int:
+        """Receive, unless the answer has taken too long."""
+        if time.monotonic() > ANSWER_CLOCK.deadline:
+            raise TimeoutError("the answer took too long")
+        return super().recv_into(*args, **named)
+
+
+def ca_bundle(azure: Azure, environ: Mapping[str, str]) -> Path | None:
+    """The CA bundle in force: the configuration's, else the environment's, if any."""
+    if azure.ca_bundle:
+        return azure.ca_bundle
+    given = environ.get("REQUESTS_CA_BUNDLE") or environ.get("CURL_CA_BUNDLE")
+    return Path(given) if given else None
+
+
+def tls_context(bundle: Path | None) -> ssl.SSLContext:
+    """A verifying TLS context; by default with the certificates that requests brings.
+
+    Raises ConfigError if the bundle cannot be read.
+    """
+    from certifi import where
+
+    path = bundle or Path(where())
+    try:
+        folder = path.is_dir()
+        context = ssl.create_default_context(
+            cafile=None if folder else str(path), capath=str(path) if folder else None
+        )
+    except (OSError, ssl.SSLError) as error:
+        complaint = "environment: REQUESTS_CA_BUNDLE: expected a PEM file or folder, "
+        raise ConfigError([f"{complaint}got {path} ({error})"]) from None
+    context.sslsocket_class = AnswerSocket
+    return context
+
+
+def make_adapter(
+    context: ssl.SSLContext, connections: int
+) -> requests.adapters.HTTPAdapter:
+    """A requests adapter that trusts what the context trusts, and nothing else.
+
+    As it comes, requests reads the CA file again for each connection, and the
+    environment for each request; here both were read once.
+    """
+    from requests.adapters import HTTPAdapter
+
+    class Adapter(HTTPAdapter):
+        def init_poolmanager(self, *args: Any, **named: Any) -> None:
+            super().init_poolmanager(*args, ssl_context=context, **named)
+
+        def proxy_manager_for(self, proxy: str, **named: Any) -> Any:
+            return super().proxy_manager_for(proxy, ssl_context=context, **named)
+
+        def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
+            """The context verifies; verify=False cannot switch it off."""
+            del conn, url, verify, cert
+
+    return Adapter(pool_maxsize=connections)
+
+
+def backoff(failures: int, retry_after: float | None, chance: float) -> float:
+    """Seconds to wait after so many failures: exponential, jittered, capped.
+
+    chance is a random number in [0, 1); Retry-After is honoured up to the cap.
+    """
+    pause = PAUSE_FIRST * 2.0 ** min(failures - 1, 10) * (0.5 + chance / 2)
+    return min(PAUSE_LONGEST, max(pause, retry_after or 0.0))
+
+
+class Throttle:
+    """A gate before every request: when the service is hurt, all of them wait."""
+
+    def __init__(self) -> None:
+        self._open_at = 0.0
+
+    def slow_down(self, pause: float) -> None:
+        """Close the gate for some seconds."""
+        self._open_at = max(self._open_at, time.monotonic() + pause)
+
+    def wait(self, stop: threading.Event) -> None:
+        """Wait until the gate is open, or stop is set."""
+        while (left := self._open_at - time.monotonic()) > 0:
+            if stop.wait(left):
+                return
+
+
+@dataclass(frozen=True)
+class Call:
+    """One thing to ask for, in as many tries as it may take."""
+
+    method: str
+    url: str
+    what: str  # for people: "listing of Audit.Exchange"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: str | None = None
+    tries: int = TRIES
+    takes_any: bool = False  # hand over every final answer, not the good ones alone
+    retried: frozenset[Verdict] = frozenset({Verdict.RETRY, Verdict.THROTTLED})
+
+
+class AnswerError(Exception):
+    """An answer that says no: final, and the caller knows what it means here."""
+
+    def __init__(self, judgement: Judgement) -> None:
+        super().__init__(judgement.reason)
+        self.judgement = judgement
+
+
+class AbandonedError(Exception):
+    """The result is no longer wanted: another part of the run has ended it."""
+
+
+class Bearer(Protocol):
+    """Gives the access token that a request carries."""
+
+    def token(self) -> Secret:
+        """The token in force."""
+
+    def renew(self, refused: Secret) -> None:
+        """Replace a token that the API refused, unless that is done already."""
+
+
+def clean_reason(error: BaseException) -> str:
+    """An error's own words in a line, without the objects that libraries put in."""
+    cause: BaseException = error
+    while True:
+        inner = getattr(cause, "reason", None)
+        nested = [arg for arg in cause.args if isinstance(arg, BaseException)]
+        if isinstance(inner, BaseException):
+            cause = inner
+        elif nested:
+            cause = nested[-1]
+        else:
+            break
+    if isinstance(cause, OSError) and cause.strerror:
+        return plain(f"{cause.strerror}")
+    words = [str(arg) for arg in cause.args if isinstance(arg, str)]
+    text = re.sub(r"<[^>]*>:? ?", "", words[-1] if words else "")
+    return plain(text or type(cause).__name__)
+
+
+def read_pieces(response: requests.Response) -> Iterator[bytes]:
+    """A body as it came over the wire, in pieces; one piece where that is small."""
+    length = response.headers.get("Content-Length", "")
+    if length.isdigit() and int(length) <= CHUNK:
+        yield response.raw.read(decode_content=False)
+        return
+    while piece := response.raw.read(CHUNK // 8, decode_content=False):
+        yield piece
+
+
+def read_answer(response: requests.Response, most: int = LISTING_BYTES) -> Answer:
+    """An answer, whole and unpacked. Raises BrokenAnswerError if it has no end."""
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    body = bytearray()
+    for chunk in unpacked(
+        read_pieces(response), headers.get("content-encoding", "").lower()
+    ):
+        body += chunk
+        if len(body) > most:
+            raise BrokenAnswerError(f"an answer of more than {most >> 20} MB")
+    return Answer(response.status_code, headers, bytes(body))
+
+
+def with_body(response: requests.Response, answer: Answer) -> requests.Response:
+    """The response with its body read already."""
+    response._content = answer.body  # noqa: SLF001 -- requests has no public way
+    return response
+
+
+class Http:
+    """Calls to Microsoft's hosts under one policy; safe for many threads."""
+
+    def __init__(
+        self,
+        adapter: requests.adapters.HTTPAdapter,
+        timeout_seconds: float,
+        proxies: Callable[[str], Mapping[str, str]],
+    ) -> None:
+        import http.client
+
+        import requests
+        from urllib3.exceptions import HTTPError
+
+        self._adapter = adapter
+        self._timeout = timeout_seconds
+        self._find_proxies = proxies
+        self._proxies: dict[str, dict[str, str]] = {}
+        self._throttle = Throttle()
+        self._request = requests.PreparedRequest
+        self._headers = requests.structures.CaseInsensitiveDict[str]
+        self._faults = (
+            requests.RequestException,
+            HTTPError,
+            http.client.HTTPException,
+            OSError,
+        )
+        self.dates: dict[str, datetime] = {}  # by host: the newest Date header
+
+    def ask(
+        self,
+        call: Call,
+        take: Callable[[requests.Response], T],
+        bearer: Bearer | None = None,
+        stop: threading.Event | None = None,
+    ) -> T:
+        """What take makes of a good answer, after as many tries as the call allows.
+
+        Raises AnswerError for a final no, SourceError when the tries are used up, and
+        AbandonedError once stop is set. TooLargeError of take passes through.
+        """
+        stop = stop or threading.Event()
+        waited, failures, renewed = 0.0, 0, False
+        while True:
+            self._throttle.wait(stop)
+            if stop.is_set():
+                raise AbandonedError
+            token = bearer.token() if bearer else None
+            judgement = self._try(call, take, token)
+            if not isinstance(judgement, Judgement):
+                return judgement.value
+            if judgement.verdict is Verdict.UNAUTHORIZED and bearer and token:
+                if renewed:
+                    raise AnswerError(judgement)
+                bearer.renew(token)
+                renewed = True
+                continue
+            if judgement.verdict not in call.retried:
+                raise AnswerError(judgement)
+            failures += 1
+            chance = random.random()  # noqa: S311 -- jitter
+            pause = backoff(failures, judgement.retry_after, chance)
+            if failures >= call.tries or waited + pause > PAUSES_IN_ALL:
+                raise gave_up(call, judgement, failures)
+            log.debug("%s: %s; again in %.1f s", call.what, judgement.reason, pause)
+            waited += pause
+            if judgement.verdict is Verdict.THROTTLED:
+                self._throttle.slow_down(pause)
+            else:
+                stop.wait(pause)
+
+    def _try(
+        self, call: Call, take: Callable[[requests.Response], T], token: Secret | None
+    ) -> Judgement | Taken[T]:
+        """One try: what take made of the answer, or the verdict on it."""
+        response = None
+        ANSWER_CLOCK.deadline = time.monotonic() + ANSWER_TIMEOUTS * self._timeout
+        try:
+            response = self._send(call, token)
+            if 200 <= response.status_code < 300:
+                return Taken(take(response))
+            answer = read_answer(response, MEGABYTE)
+            judgement = judge(answer, self._note_date(call.url, response))
+            if call.takes_any and judgement.verdict not in (
+                Verdict.RETRY,
+                Verdict.THROTTLED,
+            ):
+                return Taken(take(with_body(response, answer)))
+            return judgement
+        except BrokenAnswerError as error:
+            return Judgement(Verdict.RETRY, str(error))
+        except self._faults as error:
+            reason = clean_reason(error)
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                return Judgement(Verdict.FAILED, f"certificate not trusted: {reason}")
+            return Judgement(Verdict.RETRY, reason)
+        finally:
+            ANSWER_CLOCK.deadline = float("inf")
+            if response is not None and not response.raw.isclosed():
+                response.close()
+
+    def _send(self, call: Call, token: Secret | None) -> requests.Response:
+        """Send a request; redirects are never followed, netrc is never read."""
+        request = self._request()
+        request.method, request.url, request.body = call.method, call.url, call.body
+        request.headers = self._headers(call.headers)
+        request.headers["User-Agent"] = f"o365_poller/{__version__}"
+        request.headers["Accept-Encoding"] = "gzip"
+        if call.method == "POST":  # IIS answers 411 to a POST without a length
+            request.headers["Content-Length"] = str(len(call.body or ""))
+        if token:
+            request.headers["Authorization"] = f"Bearer {token.reveal()}"
+        response = self._adapter.send(
+            request,
+            stream=True,
+            timeout=self._timeout,
+            proxies=self._proxies_for(call.url),
+        )
+        self._note_date(call.url, response)
+        return response
+
+    def _proxies_for(self, url: str) -> dict[str, str]:
+        host = urlsplit(url).netloc
+        if host not in self._proxies:
+            self._proxies[host] = dict(self._find_proxies(url))
+        return self._proxies[host]
+
+    def _note_date(self, url: str, response: requests.Response) -> datetime:
+        """Remember the server's clock; gives it, or ours where it told none."""
+        try:
+            date = as_utc(parsedate_to_datetime(response.headers.get("Date", "")))
+        except (ValueError, TypeError, IndexError):
+            return datetime.now(UTC)
+        self.dates[urlsplit(url).netloc] = date
+        return date
+
+
+def gave_up(call: Call, judgement: Judgement, tries: int) -> Exception:
+    """The error of a call whose tries are used up."""
+    if judgement.verdict not in (Verdict.RETRY, Verdict.THROTTLED):
+        return AnswerError(judgement)
+    times = "1 try" if tries == 1 else f"{tries} tries"
+    return SourceError(
+        f"{call.what}: {judgement.reason} ({times})",
+        "what is missing stays open and the next run asks again",
+        "nothing to do, unless it repeats: then look at the network and at "
+        "Microsoft's service health",
+    )
+
+
+# == Sign-in =================================================================
+
+
+class UnusableCredentialError(PollerError):
+    """msal cannot work with the key, though it looks right."""
+
+    exit = Exit.USAGE
+
+
+# What a person can do about Entra ID's codes. Documented: Entra's page of AADSTS
+# codes; the sentences are ours. Never branched on but for "it may pass".
+AADSTS = {
+    700027: (
+        "Entra ID does not know this certificate, or the key does not fit it",
+        "upload the certificate to the app registration, and compare thumbprints",
+    ),
+    700024: (
+        "the assertion is outside its time range: this machine's clock is wrong",
+        "set the clock (NTP)",
+    ),
+    700021: ("the assertion names another application", "check client_id"),
+    700023: (
+        "the assertion was made for another address",
+        "check cloud and login_root",
+    ),
+    50012: ("the assertion was refused", "check certificate, cloud and login_root"),
+    1000502: ("the certificate is outside its validity", "renew and upload it"),
+    7000274: ("the certificate is outside its validity", "renew and upload it"),
+    7000214: ("the certificate is revoked", "make and upload another one"),
+    7000277: ("the certificate is revoked", "make and upload another one"),
+    5002730: (
+        "this tenant does not take the assertion's algorithm (PS256)",
+        "give thumbprint in [azure]: then RS256 is used",
+    ),
+    7000215: ("the client secret is wrong", "give the secret's value, not its id"),
+    7000222: ("the client secret has expired", "make another, or use a certificate"),
+    7000218: ("no credential reached Entra ID", "check [azure]"),
+    700016: (
+        "the application is not in this tenant",
+        "check client_id and tenant_id, and that an admin has consented",
+    ),
+    70001: ("the application is not in this tenant", "check client_id and tenant_id"),
+    7000112: ("the application is disabled", "enable it under Enterprise applications"),
+    90002: ("the tenant does not exist here", "check tenant_id and cloud"),
+    900023: ("the tenant id is malformed", "check tenant_id"),
+    90023: ("the request is malformed", "check tenant_id and client_id"),
+    500011: (
+        "Office 365 Management APIs are not in this tenant under this address",
+        "check cloud and api_root, and add the API permission",
+    ),
+    70011: ("the scope is refused", "check cloud and api_root"),
+    1002012: ("the scope is refused", "check cloud and api_root"),
+    65001: ("consent is missing", "grant admin consent to the API permissions"),
+    650056: ("the API is not among the app's permissions", "add it, grant consent"),
+    650057: ("the API is not among the app's permissions", "add it, grant consent"),
+    53003: (
+        "conditional access blocks this application",
+        "except it, or allow this machine's address",
+    ),
+    90038: ("the tenant lives in another cloud", "set cloud in [azure]"),
+    900382: ("the tenant lives in another cloud", "set cloud in [azure]"),
+    900432: ("the tenant lives in another cloud", "set cloud in [azure]"),
+}
+AADSTS_PASSING = frozenset({90033, 90024, 90055, 50196})
+
+
+@dataclass(frozen=True)
+class TokenAnswer:
+    """What Entra ID answered, as far as a person needs it."""
+
+    status: int
+    codes: tuple[int, ...]
+    message: str
+    trace: str
+
+    @classmethod
+    def read(cls, status: int, told: object) -> TokenAnswer:
+        """From an OAuth error body; anything else gives an empty message."""
+        body = told if isinstance(told, Mapping) else {}
+        message = plain(str(body.get("error_description", body.get("error", ""))), 400)
+        codes = body.get("error_codes", ())
+        numbers = (
+            [int(c) for c in codes if str(c).isdigit()]
+            if isinstance(codes, list)
+            else []
+        )
+        numbers += [int(c) for c in re.findall(r"AADSTS(\d{3,9})", message)]
+        trace = plain(str(body.get("trace_id", "")), 60)
+        return cls(status, tuple(dict.fromkeys(numbers)), message, trace)
+
+
+def token_error(answer: TokenAnswer) -> PollerError:
+    """The error of a run that got no token: refused, or not reached."""
+    data = "nothing was asked; the watermark stays, so nothing is lost for 7 days"
+    passing = bool(AADSTS_PASSING & set(answer.codes)) or answer.status in (408, 429)
+    if passing or answer.status >= 500 or not (answer.codes or answer.status == 401):
+        said = answer.message or f"HTTP {answer.status}, not an answer of Entra ID"
+        return SourceError(
+            f"no access token: {said}",
+            data,
+            "nothing to do, unless it repeats: then look at the network, login_root "
+            "and Microsoft's service health",
+        )
+    known = [AADSTS[code] for code in answer.codes if code in AADSTS]
+    meaning, fix = (
+        known[0]
+        if known
+        else (
+            "Entra ID refused the sign-in",
+            "look the code up at https://login.microsoftonline.com/error",
+        )
+    )
+    return TokenError(f"no access token: {meaning}: {answer.message}", data, fix)
+
+
+class MsalHttp:
+    """The HTTP client that msal is handed: ours, so that every rule of ours holds.
+
+    msal's own has no time-out, takes the environment's CA bundle over the configured
+    one, and lets a netrc entry in. Answers that may pass are retried here, before msal
+    sees one: it would replay it from its cache for some seconds without asking.
+    """
+
+    def __init__(self, http: Http, azure: Azure) -> None:
+        self._http = http
+        self._azure = azure
+        self._root = urlsplit(azure.login_root)
+        self.last: Answer | None = None
+
+    def get(self, url: str, **named: Any) -> requests.Response:
+        """GET, as msal asks for it."""
+        bare = f"{self._root.scheme}://{self._root.netloc}/"
+        if self._root.path and not url.startswith(self._azure.login_root + "/"):
+            # msal's authority has room for a host and a tenant, not for a path.
+            url = url.replace(bare, self._azure.login_root + "/", 1)
+        return self._exchange("GET", url, named)
+
+    def post(self, url: str, **named: Any) -> requests.Response:
+        """POST, as msal asks for it: the assertion goes to the configured host only."""
+        return self._exchange("POST", url, named)
+
+    def close(self) -> None:
+        """Nothing to do: the connections are the poller's."""
+
+    def _exchange(
+        self, method: str, url: str, named: Mapping[str, Any]
+    ) -> requests.Response:
+        if urlsplit(url)[:2] != self._root[:2]:
+            raise TokenError(
+                f"no access token: {self._azure.login_root} sends sign-ins to another "
+                f"host ({plain(urlsplit(url).netloc, 80)})",
+                "nothing was sent there",
+                "check login_root and cloud in [azure]",
+            )
+        if named.get("params"):
+            url += ("&" if "?" in url else "?") + urlencode(named["params"])
+        data = named.get("data")
+        body = urlencode(data) if isinstance(data, Mapping) else data
+        headers = {**(named.get("headers") or {})}
+        if body:
+            headers["Content-Type"] = "application/x-www-form-urlencoded"
+        call = Call(method, url, "sign-in", headers, body, takes_any=True)
+        return self._http.ask(call, self._take)
+
+    def _take(self, response: requests.Response) -> requests.Response:
+        if 200 <= response.status_code < 300:
+            with_body(response, read_answer(response, MEGABYTE))
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        self.last = Answer(response.status_code, headers, response.content)
+        if 200 <= response.status_code < 300:
+            try:
+                json.loads(self.last.body)
+            except ValueError:
+                raise BrokenAnswerError("the sign-in answer is not JSON") from None
+        return response
+
+
+class TokenSource:
+    """Access tokens for one resource, by client credentials; safe for many threads."""
+
+    def __init__(self, azure: Azure, http: Http, resource: str) -> None:
+        self._azure = azure
+        self._msal_http = MsalHttp(http, azure)
+        self._scope = f"{resource}/.default"
+        self._lock = threading.Lock()
+        self._app: Any = None
+        self._token = Secret("")
+        self._good_until = 0.0
+
+    def token(self) -> Secret:
+        """A token with some life left; asks for one when needed.
+
+        Raises TokenError if Entra ID refuses, SourceError if it cannot be had now.
+        """
+        with self._lock:
+            if not self._token or time.monotonic() > self._good_until:
+                self._acquire()
+            return self._token
+
+    def renew(self, refused: Secret) -> None:
+        """Ask for another token, unless another thread did so already."""
+        with self._lock:
+            if self._token is refused:
+                # msal's cache would hand the refused one out again.
+                self._app.remove_tokens_for_client()
+                self._acquire()
+
+    def _acquire(self) -> None:
+        """Get a token into place; every way that msal fails ends in one of our errors.
+
+        Documented by trial (msal 1.39): ValueError for a 4xx at discovery and for
+        non-JSON, MsalServiceError for a 5xx, TypeError and more for keys.
+        """
+        self._msal_http.last = None
+        try:
+            if self._app is None:
+                self._app = self._make_app()
+            told = self._app.acquire_token_for_client(scopes=[self._scope])
+        except PollerError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- msal raises what its parts raise
+            raise self._explain(error) from None
+        value = told.get("access_token") if isinstance(told, dict) else None
+        if not isinstance(value, str) or not value:
+            last = self._msal_http.last
+            raise token_error(TokenAnswer.read(last.status if last else 401, told))
+        life = float(told.get("expires_in") or 0)
+        self._token = Secret(value)
+        # Renewed five minutes early, or halfway where it lives no longer than that.
+        self._good_until = time.monotonic() + max(life - 300, life / 2)
+
+    def _explain(self, error: Exception) -> PollerError:
+        last = self._msal_http.last
+        if last is None:
+            return UnusableCredentialError(
+                f"no access token: msal cannot use what it is given "
+                f"({type(error).__name__})",
+                "nothing was asked",
+                "check key, certificate and thumbprint in [azure]",
+            )
+        try:
+            told = json.loads(last.body)
+        except ValueError:
+            told = None
+        return token_error(TokenAnswer.read(last.status, told))
+
+    def _make_app(self) -> Any:
+        import msal
+
+        azure, credential = self._azure, self._azure.credential
+        given: object
+        if credential.client_secret:
+            given = credential.client_secret.reveal()
+        elif credential.thumbprint:
+            given = {
+                "private_key": credential.private_key.reveal(),
+                "thumbprint": credential.thumbprint,
+            }
+        else:
+            given = {
+                "private_key": credential.private_key.reveal(),
+                "public_certificate": credential.certificate,
+            }
+        root = urlsplit(azure.login_root)
+        return msal.ConfidentialClientApplication(
+            azure.client_id,
+            authority=f"https://{root.netloc}/{azure.tenant_id}",
+            client_credential=given,
+            http_client=self._msal_http,
+            # It asks login.microsoftonline.com whatever the cloud, and when it fails
+            # it hides the real error.
+            instance_discovery=False,
+            # None would let MSAL_FORCE_REGION change the host of the token.
+            azure_region=False,
+        )
+
+
+def read_claims(token: Secret) -> dict[str, Any]:
+    """What a token says of itself, for people only; {} if it cannot be read."""
+    try:
+        part = token.reveal().split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+    except (IndexError, ValueError, binascii.Error):
+        return {}
+    return claims if isinstance(claims, dict) else {}
+
+
+# == Activity API ============================================================
+
+
+class PageLostError(Exception):
+    """The API does not take a next page's token (any more)."""
+
+
+class NotSubscribedError(Exception):
+    """The content type has no enabled subscription."""
+
+
+def permission_for(content_type: str) -> str:
+    """The application permission that a content type wants."""
+    return PERMISSIONS.get(content_type, PERMISSION)
+
+
+def refusal(what: str, permission: str, judgement: Judgement) -> PollerError:
+    """The error for an answer that says no to a listing or to a subscription."""
+    said = f"{what}: {judgement.reason}"
+    stays = "nothing of it is polled; its watermark stays, so 7 days remain to mend it"
+    if judgement.verdict is Verdict.FORBIDDEN:
+        return RefusedError(
+            f"{what}: the application lacks the permission {permission} "
+            f"({judgement.reason})",
+            stays,
+            f"add the application permission {permission} of Office 365 Management "
+            "APIs to the app registration and grant admin consent",
+        )
+    if judgement.verdict is Verdict.UNAUTHORIZED:
+        return TokenError(
+            f"{said}: the API refuses the token that Entra ID gave",
+            stays,
+            "check that cloud, api_root and tenant_id in [azure] fit the tenant",
+        )
+    if judgement.verdict is Verdict.NO_AUDITING:
+        return RefusedError(
+            f"{what}: auditing is off in this tenant, or not in its licence "
+            f"({judgement.reason})",
+            stays,
+            "switch unified auditing on in the Purview portal; it takes up to an hour",
+        )
+    if judgement.verdict is Verdict.REFUSED:
+        return RefusedError(said, stays, "check tenant_id, cloud and the licence")
+    if judgement.verdict is Verdict.BAD_WINDOW:
+        return SourceError(
+            f"{said}: the times are refused, so a clock may be wrong",
+            "the span stays open and the next run asks again",
+            "compare this machine's clock with UTC (NTP)",
+        )
+    return broken_listing(what, judgement.reason)
+
+
+def broken_listing(what: str, reason: str) -> SourceError:
+    """The error of a listing that breaks off; its span stays open."""
+    return SourceError(
+        f"{what}: {reason}",
+        "what was listed is delivered; the span stays open and the next run asks again",
+        "nothing to do, unless it repeats: then look at Microsoft's service health",
+    )
+
+
+class SeenIds:
+    """The contentIds of one listing; they lie in a temporary file where they are many.
+
+    A slice of a big tenant lists half a million blobs.
+    """
+
+    def __init__(self) -> None:
+        # An empty name makes SQLite keep it in memory and spill to a nameless file.
+        self._connection = sqlite3.connect("", check_same_thread=False)
+        self._connection.execute(
+            "CREATE TABLE seen (id BLOB PRIMARY KEY, round INTEGER) WITHOUT ROWID"
+        )
+        self._round = 0
+
+    def begin_again(self) -> None:
+        """The listing starts over: all of it will be met again."""
+        self._round += 1
+
+    def add(self, blobs: Iterable[Blob]) -> tuple[list[Blob], bool]:
+        """The blobs met for the first time, and whether the round met any new one."""
+        fresh, progress = [], False
+        for blob in blobs:
+            key = fingerprint(blob.id)
+            row = self._connection.execute(
+                "SELECT round FROM seen WHERE id = ?", (key,)
+            ).fetchone()
+            if row is None:
+                fresh.append(blob)
+            if row is None or row[0] < self._round:
+                progress = True
+                self._connection.execute(
+                    "INSERT OR REPLACE INTO seen VALUES (?, ?)", (key, self._round)
+                )
+        return fresh, progress
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A blob's events as lines, ready for the wire."""
+
+    blob: Blob
+    lines: tuple[bytes, ...]
+    events: int
+    bytes: int
+
+
+# A blob that is missing may yet appear, and what a proxy answers may pass.
+BLOB_RETRIED = frozenset(
+    {Verdict.RETRY, Verdict.THROTTLED, Verdict.MISSING, Verdict.FAILED}
+)
+
+
+class Room(Protocol):
+    """Memory for what is fetched and not yet confirmed."""
+
+    def start_over(self) -> None:
+        """Give back what was taken: the blob is fetched anew."""
+
+    def take(self, amount: int) -> None:
+        """Wait until there is room for so many bytes more, and take it."""
+
+
+class ActivityApi:
+    """The activity feed of one tenant: subscriptions, listings, blobs."""
+
+    def __init__(
+        self, feed: Feed, http: Http, bearer: Bearer, decorate: Decorate | None = None
+    ) -> None:
+        self.feed = feed
+        self._http = http
+        self._bearer = bearer
+        self._decorate = decorate
+
+    def date(self) -> datetime | None:
+        """The API's clock, by the newest Date header; None before the first answer."""
+        return self._http.dates.get(urlsplit(self.feed.api_root).netloc)
+
+    def subscriptions(self) -> set[str]:
+        """The content types, in lower case, whose subscription is enabled.
+
+        Raises SourceError, RefusedError.
+        """
+        call = Call("GET", self.feed.operation("list"), "list of subscriptions")
+        try:
+            return self._http.ask(
+                call,
+                lambda response: parse_subscriptions(read_answer(response).body),
+                self._bearer,
+            )
+        except AnswerError as error:
+            raise refusal(call.what, PERMISSION, error.judgement) from None
+
+    def start(self, content_type: str) -> str:
+        """Start a subscription; gives what to tell of it.
+
+        Documented: 15 minutes must pass between two starts. Observed: the refusal comes
+        as 403 or 429 with code "429". Raises SourceError, RefusedError.
+        """
+        url = self.feed.operation("start", contentType=content_type)
+        call = Call("POST", url, f"start of the subscription to {content_type}")
+        try:
+            self._http.ask(call, read_answer, self._bearer)
+        except AnswerError as error:
+            verdict = error.judgement.verdict
+            if verdict is Verdict.SUBSCRIBED:
+                return "was enabled already"
+            if verdict is Verdict.COOLING_DOWN:
+                return "was asked for a short while ago; Microsoft wants a pause"
+            raise refusal(
+                call.what, permission_for(content_type), error.judgement
+            ) from None
+        return "started; its first content may take up to 12 hours"
+
+    def listing(
+        self, content_type: str, window: Window, stop: threading.Event
+    ) -> Iterator[Blob]:
+        """The blobs of a window, each once, in the order that the API lists them.
+
+        Raises SourceError where the list breaks off, RefusedError if it is refused.
+        """
+        what = f"{content_type}: listing of {window}"
+        seen = SeenIds()
+        for attempt in (1, 2):
+            try:
+                yield from self._pages(content_type, window, seen, stop)
+                return
+            except NotSubscribedError as error:
+                # Documented: AF20022, AF20023. Observed: at times after a good list.
+                if attempt == 1:
+                    note = self.start(content_type)
+                    log.info("%s: subscription %s", content_type, note)
+                reason = f"the subscription is not active yet ({error})"
+            except PageLostError as error:
+                log.info("%s: %s; listing again", what, error)
+                seen.begin_again()
+                reason = str(error)
+        raise broken_listing(what, reason)
+
+    def _pages(
+        self,
+        content_type: str,
+        window: Window,
+        seen: SeenIds,
+        stop: threading.Event,
+    ) -> Iterator[Blob]:
+        what = f"{content_type}: listing of {window}"
+        url, asked, empty = self.feed.listing(content_type, window), set(), 0
+        for number in range(1, PAGES_MOST + 1):
+            asked.add(fingerprint(url))
+            blobs, following = self._page(url, what, content_type, stop)
+            fresh, progress = seen.add(blobs)
+            yield from fresh
+            if not following:
+                return
+            empty = 0 if blobs else empty + 1
+            url = self.feed.next_page(following)
+            if not url:
+                raise broken_listing(
+                    what,
+                    f"page {number} names a next page outside this tenant's feed, "
+                    f"which was not asked: {plain(following)}",
+                )
+            # An empty page in the midst is conceivable; one that repeats is a circle.
+            turns = bool(blobs) and not progress
+            if fingerprint(url) in asked or turns or empty > EMPTY_PAGES_MOST:
+                raise broken_listing(what, f"the pages go in a circle at page {number}")
+        raise broken_listing(what, f"no end after {PAGES_MOST} pages")
+
+    def _page(
+        self, url: str, what: str, content_type: str, stop: threading.Event
+    ) -> tuple[list[Blob], str]:
+        def take(response: requests.Response) -> tuple[list[Blob], str]:
+            answer = read_answer(response)
+            listed = self.date() or datetime.now(UTC)
+            return (
+                parse_listing(answer.body, content_type, listed),
+                next_page_header(answer.headers),
+            )
+
+        try:
+            return self._http.ask(Call("GET", url, what), take, self._bearer, stop)
+        except AnswerError as error:
+            judgement = error.judgement
+            if judgement.verdict is Verdict.BAD_PAGE:
+                raise PageLostError(judgement.reason) from None
+            if judgement.verdict is Verdict.NO_SUBSCRIPTION:
+                raise NotSubscribedError(content_type, judgement.reason) from None
+            raise refusal(what, permission_for(content_type), judgement) from None
+
+    def fetch(
+        self, blob: Blob, room: Room, tries: int, stop: threading.Event
+    ) -> Fetched:
+        """A blob's events.
+
+        Raises SourceError, AnswerError, TooLargeError, RefusedError.
+        """
+        call = Call(
+            "GET",
+            self.feed.blob(blob),
+            f"{blob.content_type}: blob {plain(blob.id, 120)}",
+            tries=tries,
+            retried=BLOB_RETRIED,
+        )
+        try:
+            return self._http.ask(
+                call, lambda r: self._take_blob(blob, r, room), self._bearer, stop
+            )
+        except AnswerError as error:
+            if error.judgement.verdict in (Verdict.UNAUTHORIZED, Verdict.FORBIDDEN):
+                permission = permission_for(blob.content_type)
+                raise refusal(call.what, permission, error.judgement) from None
+            raise
+
+    def _take_blob(
+        self, blob: Blob, response: requests.Response, room: Room
+    ) -> Fetched:
+        room.start_over()
+        slicer = EventSlicer(self._decorate)
+        decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        pieces: list[bytes] = []
+        events = read = 0
+        encoding = response.headers.get("Content-Encoding", "").lower()
+        body = filter(None, unpacked(read_pieces(response), encoding))
+        for chunk in itertools.chain(body, (b"",)):  # the empty one ends it
+            read += len(chunk)
+            if read > BLOB_BYTES:
+                raise TooLargeError
+            last = not chunk
+            try:
+                text = decoder.decode(chunk, final=last)
+            except UnicodeDecodeError:
+                raise BrokenAnswerError("the blob is not UTF-8") from None
+            if found := slicer.feed(text, last=last):
+                piece = ("\n".join(found) + "\n").encode()
+                room.take(len(piece))
+                pieces.append(piece)
+                events += len(found)
+        return Fetched(blob, tuple(pieces), events, sum(map(len, pieces)))
+
+
+# == Downloads ===============================================================
+# The only threads of the program: one lists, some fetch, the main one decides,
+# sends and records.
+
+
+class Budget:
+    """Bytes fetched and not yet confirmed, bounded; the oldest download may pass.
+
+    Without that exception downloads that each hold a part could wait for one another.
+    It passes only while nothing waits to be sent, so that one large blob goes alone.
+    """
+
+    def __init__(self, limit: int, starve: Callable[[], None]) -> None:
+        self._limit = limit
+        self._starve = starve  # called when somebody has to wait
+        self._changed = threading.Condition()
+        self._active: dict[int, int] = {}  # ticket -> bytes of a running download
+        self._tickets = itertools.count()
+        self._handed = 0  # bytes handed over, and not confirmed
+        self.waiting = 0
+
+    def enter(self) -> int:
+        """Begin a download; gives its ticket."""
+        with self._changed:
+            ticket = next(self._tickets)
+            self._active[ticket] = 0
+            return ticket
+
+    def take(self, ticket: int, amount: int, stop: threading.Event) -> None:
+        """Wait until there is room, and take it. Raises AbandonedError on stop."""
+        with self._changed:
+            if not self._fits(ticket, amount):
+                self.waiting += 1
+                self._starve()
+                began = time.monotonic()
+                while not self._fits(ticket, amount) and not stop.is_set():
+                    self._changed.wait(0.5)
+                self.waiting -= 1
+                ANSWER_CLOCK.deadline += time.monotonic() - began
+            if stop.is_set():
+                raise AbandonedError
+            self._active[ticket] += amount
+
+    def _fits(self, ticket: int, amount: int) -> bool:
+        used = self._handed + sum(self._active.values())
+        if used + amount <= self._limit:
+            return True
+        return self._handed == 0 and ticket == min(self._active)
+
+    def start_over(self, ticket: int) -> None:
+        """Give back what a running download took."""
+        with self._changed:
+            self._active[ticket] = 0
+            self._changed.notify_all()
+
+    def leave(self, ticket: int, *, handed: bool) -> None:
+        """End a download; what it took stays taken if it is handed over."""
+        with self._changed:
+            amount = self._active.pop(ticket)
+            self._handed += amount if handed else 0
+            self._changed.notify_all()
+
+    def free(self, amount: int) -> None:
+        """Give back what was handed over and is confirmed now."""
+        with self._changed:
+            self._handed -= amount
+            self._changed.notify_all()
+
+
+@dataclass(frozen=True)
+class TicketRoom:
+    """The budget as one download sees it."""
+
+    budget: Budget
+    ticket: int
+    stop: threading.Event
+
+    def start_over(self) -> None:
+        """Give back what was taken."""
+        self.budget.start_over(self.ticket)
+
+    def take(self, amount: int) -> None:
+        """Wait for room and take it."""
+        self.budget.take(self.ticket, amount, self.stop)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A blob that could not be fetched, and why."""
+
+    blob: Blob
+    verdict: Verdict
+    reason: str
+    outage: bool = False  # no answer about this blob: the service may be ill
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The listing has ended, whole or with an error."""
+
+    count: int
+    error: BaseException | None
+
+
+Fetch = Callable[[Blob, Room, threading.Event], Fetched]
+
+
+class Downloads:
+    """Fetches blobs in parallel; iterate for Fetched, Failed, and None for a nudge.
+
+    None means: a download waits for room, so send what you have. When all is yielded
+    the error that broke the listing is raised, if one did.
+    """
+
+    def __init__(self, fetch: Fetch, workers: int, budget_bytes: int) -> None:
+        self._fetch = fetch
+        self._workers = workers
+        self._tasks: queue.Queue[Blob | None] = queue.Queue(8 * workers)
+        self._results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.stop = threading.Event()
+        self.budget = Budget(budget_bytes, lambda: self._results.put(None))
+
+    def starved(self) -> bool:
+        """Whether a download waits for room and nothing more is there to be taken."""
+        return self.budget.waiting > 0 and self._results.empty()
+
+    def run(
+        self, blobs: Iterator[Blob]
+    ) -> Generator[Fetched | Failed | None, None, None]:
+        """The results, in the order in which they come in."""
+        threading.Thread(target=self._list, args=(blobs,), daemon=True).start()
+        done, listed = 0, None
+        try:
+            while listed is None or done < listed.count:
+                result = self._results.get()
+                if isinstance(result, BaseException):
+                    raise result
+                if isinstance(result, Listed):
+                    listed = result
+                    continue
+                done += result is not None
+                yield result
+        finally:
+            self.stop.set()
+        if listed.error:
+            raise listed.error
+
+    def _list(self, blobs: Iterator[Blob]) -> None:
+        count, error, threads = 0, None, 0
+        try:
+            for blob in blobs:
+                if not self._submit(blob):
+                    return
+                count += 1
+                if threads < self._workers:
+                    threading.Thread(target=self._work, daemon=True).start()
+                    threads += 1
+        except AbandonedError:
+            return
+        except BaseException as caught:  # noqa: BLE001 -- raised in the main thread
+            error = caught
+        self._results.put(Listed(count, error))
+        for _ in range(threads):
+            self._submit(None)
+
+    def _submit(self, task: Blob | None) -> bool:
+        while not self.stop.is_set():
+            with contextlib.suppress(queue.Full):
+                self._tasks.put(task, timeout=0.5)
+                return True
+        return False
+
+    def _work(self) -> None:
+        while not self.stop.is_set():
+            try:
+                blob = self._tasks.get(timeout=0.5)
+            except queue.Empty:
+                continue
+            if blob is None:
+                return
+            ticket = self.budget.enter()
+            handed = False
+            try:
+                room = TicketRoom(self.budget, ticket, self.stop)
+                result: object = self._fetch(blob, room, self.stop)
+                handed = True
+            except AbandonedError:
+                return
+            except (SourceError, AnswerError, TooLargeError) as error:
+                result = failed(blob, error)
+            except BaseException as error:  # noqa: BLE001 -- raised in the main thread
+                result = error
+            finally:
+                self.budget.leave(ticket, handed=handed)
+            self._results.put(result)
+
+
+def failed(blob: Blob, error: Exception) -> Failed:
+    """What an error says of a blob."""
+    if isinstance(error, AnswerError):
+        return Failed(blob, error.judgement.verdict, error.judgement.reason)
+    if isinstance(error, TooLargeError):
+        reason = f"more than {BLOB_BYTES // MEGABYTE} MB unpacked"
+        return Failed(blob, Verdict.FAILED, reason)
+    reason = error.what if isinstance(error, PollerError) else str(error)
+    return Failed(blob, Verdict.RETRY, reason, outage=True)
+
+
+# == Sink ====================================================================
+
+
+class Sink(Protocol):
+    """Takes batches of lines."""
+
+    def deliver(self, pieces: Sequence[bytes]) -> None:
+        """Return when all of the batch is taken; raise SinkError if it is not."""
+
+
+class StdoutSink:
+    """Standard output in place of Logstash."""
+
+    def deliver(self, pieces: Sequence[bytes]) -> None:
+        """Write and flush."""
+        try:
+            for piece in pieces:
+                sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+        except OSError as error:
+            # What is left in the buffer would fail once more at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SinkError(
+                f"standard output: {error.strerror}",
+                "no state was touched",
+                "nothing, if the reader closed it on purpose",
+            ) from None
+
+
+class PeerError(Exception):
+    """A Logstash host did not take a batch."""
+
+
+class TimedOutError(PeerError):
+    """A Logstash host made no progress in time."""
+
+
+class LogstashSink:
+    """Batches over TCP or TLS, a connection each, to the first host that takes it.
+
+    Measured on Logstash 8.9.2 and 9.3.8: after our half-close the tcp input closes its
+    side when every line has gone into the queue; under TLS it does not answer a bare
+    close_notify, but the half-close that follows it.
+    """
+
+    def __init__(self, settings: Logstash) -> None:
+        self._settings = settings
+        self._left_alone: dict[Host, str] = {}
+        self._context = sink_context(settings) if settings.tls else None
+
+    def deliver(self, pieces: Sequence[bytes]) -> None:
+        """Have a batch taken by one host; each is tried twice at most."""
+        troubles: dict[Host, str] = dict(self._left_alone)
+        for attempt in (1, 2):
+            for host in self._settings.hosts:
+                if host in self._left_alone:
+                    continue
+                try:
+                    self._send_to(host, pieces)
+                except TimedOutError as error:
+                    troubles[host] = self._left_alone[host] = str(error)
+                except PeerError as error:
+                    troubles[host] = str(error)
+                else:
+                    return
+                log.info("Logstash %s: %s (try %d)", host, troubles[host], attempt)
+        said = "; ".join(f"{host} {why}" for host, why in troubles.items())
+        raise SinkError(
+            f"no Logstash took the events: {said}",
+            "none of this batch counts as delivered; the next run sends it again",
+            "see that the tcp input listens there, with the same TLS settings, and "
+            "that its pipeline is not blocked by Elasticsearch",
+        )
+
+    def _send_to(self, host: Host, pieces: Sequence[bytes]) -> None:
+        """Send a batch to a host and await that it is taken; else raise PeerError."""
+        step = "connecting"
+        try:
+            with self._connect(host) as connection:
+                step = "sending"
+                send_all(connection, pieces)
+                step = "confirming"
+                end_sending(connection)
+                await_end(connection, self._settings.timeout_seconds)
+        except TimeoutError:
+            seconds_ = f"{self._settings.timeout_seconds:g}"
+            raise TimedOutError(
+                f"made no progress in {seconds_} s while {step}"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise PeerError(f"failed while {step}: {sink_reason(error)}") from None
+
+    def _connect(self, host: Host) -> socket.socket:
+        timeout = self._settings.timeout_seconds
+        plain_socket = socket.create_connection((host.name, host.port), timeout)
+        if self._context is None:
+            return plain_socket
+        try:
+            return self._context.wrap_socket(plain_socket, server_hostname=host.name)
+        except BaseException:
+            plain_socket.close()
+            raise
+
+
+def sink_context(settings: Logstash) -> ssl.SSLContext:
+    """The verifying TLS context for Logstash."""
+    context = ssl.create_default_context(
+        cafile=str(settings.ca_file) if settings.ca_file else None
+    )
+    load_client_certificate(context, settings)
+    return context
+
+
+def sink_reason(error: Exception) -> str:
+    """A socket's or TLS's error in a few words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {plain(error.verify_message)}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {plain(error.reason or str(error))}"
+    if isinstance(error, OSError) and error.strerror:
+        return plain(error.strerror)
+    return plain(str(error)) or type(error).__name__
+
+
+def send_all(connection: socket.socket, pieces: Sequence[bytes]) -> None:
+    """Send every byte; each chunk may take the socket's time-out, not all together."""
+    for piece in pieces:
+        view = memoryview(piece)
+        while view:
+            listen(connection)
+            view = view[connection.send(view[:SEND_CHUNK]) :]
+    listen(connection)
+
+
+def listen(connection: socket.socket) -> None:
+    """Raise if the peer has ended its side or said something: it only ever takes.
+
+    Under TLS it reads the session tickets that come after the handshake, and an alert
+    (a client certificate that is refused is told only then, under TLS 1.3).
+    """
+    timeout = connection.gettimeout()
+    connection.settimeout(0)
+    try:
+        said = connection.recv(256)
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return
+    finally:
+        connection.settimeout(timeout)
+    refuse_words(said)
+    raise ConnectionError("it closed the connection before the end")
+
+
+def refuse_words(said: bytes) -> None:
+    """Raise if the peer said anything: Logstash's tcp input never does."""
+    if said:
+        words = plain(said.decode("utf-8", "replace"), 80)
+        raise ConnectionError(f"it answered, so it is no Logstash tcp input: {words}")
+
+
+def end_sending(connection: socket.socket) -> None:
+    """End our side: close_notify under TLS, not waited for, then the half-close."""
+    if isinstance(connection, ssl.SSLSocket):
+        timeout = connection.gettimeout()
+        deadline = time.monotonic() + (timeout or 0)
+        connection.settimeout(0)
+        try:
+            while True:
+                try:
+                    connection.unwrap()
+                except ssl.SSLWantWriteError:  # no room for the alert yet
+                    if time.monotonic() > deadline:
+                        raise TimeoutError from None
+                    time.sleep(0.01)
+                    continue
+                except ssl.SSLWantReadError:  # sent; the answer is not waited for
+                    break
+                else:
+                    break
+        finally:
+            connection.settimeout(timeout)
+    # Not SSLSocket.shutdown: it would drop the TLS layer, which has to read on.
+    socket.socket.shutdown(connection, socket.SHUT_WR)
+
+
+def await_end(connection: socket.socket, timeout: float) -> None:
+    """Wait for the peer's end of stream, which says that it has taken everything."""
+    if isinstance(connection, ssl.SSLSocket):
+        with contextlib.suppress(ssl.SSLZeroReturnError):  # its close_notify
+            refuse_words(connection.recv(256))
+    while said := socket.socket.recv(connection, 256):
+        if not isinstance(connection, ssl.SSLSocket):
+            refuse_words(said)
+    await_acknowledgement(connection, timeout)
+
+
+def await_acknowledgement(connection: socket.socket, timeout: float) -> None:
+    """Wait until the peer's kernel has acknowledged all that we sent.
+
+    A Logstash that is killed closes its sockets too; if that crosses our last bytes on
+    the way, the end of stream comes first and the reset after it.
+    """
+    deadline = time.monotonic() + timeout
+    while unacknowledged(connection):
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.005)
+    code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise OSError(code, os.strerror(code))
+
+
+def unacknowledged(connection: socket.socket) -> int:
+    """The bytes that we sent and the peer's kernel has not acknowledged (Linux)."""
+    if not sys.platform.startswith("linux"):
+        return 0
+    answer = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+    return int.from_bytes(answer, sys.byteorder)
+
+
+# == Run =====================================================================
+# A run polls one content type after the other; within one, slice after slice, oldest
+# first; within a slice, batch after batch: fetch, send, confirmed, record.
+
+BATCH_ROWS = 5_000
+NAMED_MOST = 10
+PROGRESS_SECONDS = 5.0
+
+
+class Source(Protocol):
+    """What a run wants of the Activity API."""
+
+    def date(self) -> datetime | None: ...
+    def subscriptions(self) -> set[str]: ...
+    def start(self, content_type: str) -> str: ...
+    def listing(
+        self, content_type: str, window: Window, stop: threading.Event
+    ) -> Iterator[Blob]: ...
+    def fetch(
+        self, blob: Blob, room: Room, tries: int, stop: threading.Event
+    ) -> Fetched: ...
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The edges that a run works with; tests put others in their place."""
+
+    api: Source
+    sink: Sink
+    state: State
+    clock: Callable[[], datetime]
+    workers: int
+
+
+@dataclass
+class Tally:
+    """What became of one content type in this run."""
+
+    content_type: str
+    window: Window | None = None
+    blobs: int = 0
+    events: int = 0
+    bytes: int = 0
+    pending: int = 0
+    lost: int = 0
+    lag_seconds: float | None = None
+    exits: set[Exit] = field(default_factory=set)
+
+    def count(self, changes: Changes) -> None:
+        """Add what a batch has brought."""
+        self.blobs += len(changes.delivered)
+        self.events += sum(done.events for done in changes.delivered)
+        self.bytes += sum(done.bytes for done in changes.delivered)
+        self.lost += len(changes.lost)
+
+    def cover(self, window: Window) -> None:
+        """Widen the span that was asked for."""
+        now = self.window or window
+        self.window = Window(min(now.start, window.start), max(now.end, window.end))
+
+    def __str__(self) -> str:
+        lag = "unknown" if self.lag_seconds is None else f"{self.lag_seconds:.0f} s"
+        return (
+            f"{self.content_type}: window {self.window or 'none'}, {self.blobs} blobs, "
+            f"{self.events} events, {self.pending} pending, {self.lost} lost, lag {lag}"
+        )
+
+
+@dataclass
+class Batch:
+    """Lines on their way, and what to record once they are taken."""
+
+    pieces: list[bytes] = field(default_factory=list)
+    bytes: int = 0
+    changes: Changes = field(default_factory=Changes)
+
+    def add(self, fetched: Fetched) -> None:
+        """Take a blob's lines in."""
+        self.pieces.extend(fetched.lines)
+        self.bytes += fetched.bytes
+        done = Delivered(fetched.blob, fetched.events, fetched.bytes)
+        self.changes.delivered.append(done)
+
+    def is_full(self) -> bool:
+        """Whether it is time to send and record it."""
+        rows = len(self.changes.delivered) + len(self.changes.pending)
+        return self.bytes >= BATCH_BYTES or rows >= BATCH_ROWS
+
+
+def fate(failure: Failed, was: Pending | None, now: datetime) -> Pending | Lost:
+    """What becomes of a blob that could not be fetched: it waits, or it is lost.
+
+    Lost is what the API says is gone, at once or for a day, and what could not be had
+    past its contentExpiration, which this try has shown.
+    """
+    blob = failure.blob
+    since = was.since if was else now
+    tries = (was.tries if was else 0) + 1
+    gone = failure.verdict is Verdict.GONE or (
+        failure.verdict is Verdict.MISSING and now - since >= MISSING_IS_LOST_AFTER
+    )
+    expired = blob.expires is not None and now >= blob.expires
+    if not gone and not expired:
+        return Pending(blob, since, tries, failure.reason)
+    why = "the API no longer has it" if gone else "its contentExpiration has passed"
+    reason = f"{why} ({failure.reason})"
+    return Lost(blob.content_type, blob_window(blob), reason, blob.id)
+
+
+class Run:
+    """One run over some content types: collects what happened, and the exit code."""
+
+    def __init__(self, ports: Ports, poll: Poll) -> None:
+        self.ports = ports
+        self.poll = poll
+        self.tallies: dict[str, Tally] = {}
+        self.exits: set[Exit] = set()
+        self.now = whole_second(ports.clock())
+        self._progress = Progress()
+
+    @property
+    def exit(self) -> Exit:
+        """The code that the run ends with."""
+        found = set(self.exits)
+        for tally in self.tallies.values():
+            found |= tally.exits
+        return worst(found)
+
+    def tally(self, content_type: str) -> Tally:
+        """The tally of a content type."""
+        return self.tallies.setdefault(content_type, Tally(content_type))
+
+    def note(self, error: PollerError, tally: Tally | None = None) -> None:
+        """Say an error, once, and remember its code."""
+        (tally.exits if tally else self.exits).add(error.exit)
+        level = logging.ERROR if error.exit is not Exit.INCOMPLETE else logging.WARNING
+        log.log(level, "%s", error)
+
+    # -- the steps of a run
+
+    def poll_all(self, content_types: Sequence[str]) -> None:
+        """Poll the overlapping window, then retry what is pending.
+
+        Raises TokenError, SinkError and StateError, which end a run.
+        """
+        for content_type in self.subscribed(content_types):
+            tally = self.tally(content_type)
+            jobs = self.plan(content_type, tally)
+            self.work(jobs, tally, Purpose.POLL)
+        for content_type in content_types:
+            self.retry_pending(self.tally(content_type))
+
+    def backfill(
+        self, content_types: Sequence[str], window: Window, purpose: Purpose
+    ) -> None:
+        """Deliver a span again, or what the ledger lacks of it; no watermark moves."""
+        for content_type in self.subscribed(content_types):
+            end = min(window.end, self.now)
+            start = max(window.start, earliest(self.now))
+            jobs = [Slice(content_type, part) for part in slices(Window(start, end))]
+            tally = self.tally(content_type)
+            self.work(jobs, tally, purpose)
+
+    def subscribed(self, content_types: Sequence[str]) -> Iterator[str]:
+        """The content types that can be listed, after seeing to their subscriptions.
+
+        The answer also tells the API's clock, and with it what now means.
+        """
+        enabled: set[str] | None = None
+        try:
+            enabled = self.ports.api.subscriptions()
+        except SourceError as error:
+            # Content may be had all the same; if it can't, its listing will say so.
+            log.info("%s", error)
+        except TokenError:
+            raise
+        except RefusedError as error:
+            self.note(error)
+            return
+        self.agree_on_now()
+        for content_type in content_types:
+            if enabled is None or content_type.lower() in enabled:
+                yield content_type
+                continue
+            try:
+                told = self.ports.api.start(content_type)
+                log.info("%s: subscription %s", content_type, told)
+            except SourceError as error:
+                log.info("%s", error)
+            except TokenError:
+                raise
+            except RefusedError as error:
+                self.note(error, self.tally(content_type))
+                continue
+            yield content_type
+
+    def agree_on_now(self) -> None:
+        """Take now from the earlier of this machine's clock and the API's."""
+        ours, theirs = self.ports.clock(), self.ports.api.date()
+        self.now = whole_second(min(ours, theirs or ours))
+        if theirs and abs(ours - theirs) > CLOCKS_AGREE:
+            lasting_warning(
+                self.ports.state,
+                "clocks",
+                ours,
+                f"this machine's clock is {(ours - theirs).total_seconds():+.0f} s "
+                "from the API's; windows go by the earlier of the two, so nothing is lost; "
+                "set the clock (NTP)",
+            )
+
+    def plan(self, content_type: str, tally: Tally) -> list[Slice]:
+        """The slices that a poll asks for: those given up before, then the window."""
+        state, now = self.ports.state, self.now
+        watermark = state.watermark(content_type)
+        if watermark is None:
+            watermark = now - self.poll.window
+            state.set_watermark(content_type, watermark)
+            log.info(
+                "%s: first poll, from %s UTC; --start 7d brings what the API still has",
+                content_type,
+                api_time(watermark),
+            )
+            start = watermark
+        else:
+            if watermark > now + CLOCKS_AGREE:
+                watermark = self.bring_back(content_type, watermark)
+            elif watermark < earliest(now):
+                self.lose(content_type, Window(watermark, earliest(now)), tally)
+                watermark = earliest(now)
+            start = poll_start(watermark, now, self.poll.window, self.poll.overlap)
+        jobs = list(self.reopen(content_type, tally))
+        return jobs + [Slice(content_type, part) for part in slices(Window(start, now))]
+
+    def bring_back(self, content_type: str, watermark: datetime) -> datetime:
+        """Take a watermark ahead of now back to where the clocks agree.
+
+        That is the newest contentCreated that was delivered, a time of Microsoft's own:
+        what was polled later was polled by a wrong clock.
+        """
+        agreed = self.ports.state.newest_created(content_type, self.now)
+        back = max(earliest(self.now), whole_second(agreed or earliest(self.now)))
+        log.warning(
+            "%s: the watermark %s UTC is ahead of now, %s UTC: a clock was wrong; "
+            "nothing is lost, for all since %s UTC is polled again; set the clock",
+            content_type,
+            api_time(watermark),
+            api_time(self.now),
+            api_time(back),
+        )
+        self.ports.state.bring_back(content_type, back)
+        return back
+
+    def reopen(self, content_type: str, tally: Tally) -> Iterator[Slice]:
+        """The slices that earlier runs gave up, cut to what can still be asked."""
+        limit = earliest(self.now)
+        for job in self.ports.state.given_up(content_type):
+            start, end = job.window.start, job.window.end
+            if start < limit:
+                gone = Window(start, min(end, limit))
+                self.lose(content_type, gone, tally, watermark=False)
+                self.ports.state.clip(job, limit)
+                start = limit
+            if start < end:
+                yield Slice(content_type, Window(start, end), job.id, reopened=True)
+
+    def lose(
+        self,
+        content_type: str,
+        window: Window,
+        tally: Tally,
+        *,
+        watermark: bool = True,
+    ) -> None:
+        """Record a span that aged out, and say it, once."""
+        lost = self.ports.state.lose_span(
+            content_type, window, self.now, watermark=watermark
+        )
+        self.say_lost(lost, tally)
+        tally.lost += len(lost)
+
+    def work(self, jobs: Sequence[Slice], tally: Tally, purpose: Purpose) -> None:
+        """Deliver slices, oldest first; one that fails stays open, the others go on."""
+        given_up: list[Slice] = []
+        for number, job in enumerate(jobs, 1):
+            tally.cover(job.window)
+            self._progress.slice(job.content_type, number, len(jobs))
+            begun, batch, error = self.deliver(job, tally, purpose)
+            ahead = purpose is Purpose.POLL and not job.reopened
+            if error is None:
+                self.ports.state.finish(
+                    begun,
+                    batch.changes,
+                    self.now,
+                    moves_watermark=ahead,
+                    before=given_up if ahead else (),
+                )
+                given_up = [] if ahead else given_up
+                self.account(batch.changes, tally)
+                continue
+            if purpose is Purpose.POLL:
+                begun = self.ports.state.give_up(begun, batch.changes, self.now)
+            else:
+                self.ports.state.settle(job.content_type, batch.changes, self.now)
+            if ahead:
+                given_up.append(begun)
+            self.account(batch.changes, tally)
+            if isinstance(error, TokenError):
+                raise error
+            self.note(error, tally)
+            if isinstance(error, RefusedError):
+                break
+        self.measure_lag(tally)
+
+    def deliver(
+        self, job: Slice, tally: Tally, purpose: Purpose
+    ) -> tuple[Slice, Batch, PollerError | None]:
+        """Bring a slice's blobs to the sink; gives what is left to be recorded.
+
+        All but the last batch are recorded as they are confirmed.
+        """
+        known = self.ports.state.known(job.content_type, purpose)
+        downloads = self.downloads(TRIES)
+        listing = self.ports.api.listing(job.content_type, job.window, downloads.stop)
+        blobs = (blob for blob in listing if not known(blob))
+
+        begun = job
+
+        def record(changes: Changes) -> None:
+            nonlocal begun
+            if purpose is Purpose.POLL:
+                begun = self.ports.state.confirm(begun, changes, self.now)
+            else:
+                self.ports.state.settle(job.content_type, changes, self.now)
+
+        batch, error = self.ship(downloads, blobs, tally, record, {})
+        return begun, batch, error
+
+    def retry_pending(self, tally: Tally) -> None:
+        """Try each pending blob of a content type once."""
+        content_type, state = tally.content_type, self.ports.state
+        waiting = {pending.blob.id: pending for pending in state.pending(content_type)}
+        if waiting and not tally.exits & {Exit.REFUSED}:
+            blobs = iter([pending.blob for pending in waiting.values()])
+
+            def record(changes: Changes) -> None:
+                state.settle(content_type, changes, self.now)
+
+            batch, error = self.ship(self.downloads(1), blobs, tally, record, waiting)
+            record(batch.changes)
+            self.account(batch.changes, tally)
+            if isinstance(error, TokenError):
+                raise error
+            if error:
+                self.note(error, tally)
+        tally.pending = state.pending_count(content_type)
+        if tally.pending:
+            tally.exits.add(Exit.INCOMPLETE)
+            self.remind_of_pending(tally)
+
+    def remind_of_pending(self, tally: Tally) -> None:
+        """Say, once in a while, that blobs wait; each was named when it began."""
+        lasting_warning(
+            self.ports.state,
+            f"pending {tally.content_type}",
+            self.ports.clock(),
+            f"{tally.content_type}: {tally.pending} blobs could not be fetched yet; "
+            "each run tries them once more until they come or are lost; nothing to do, "
+            "unless it repeats for days",
+        )
+
+    def downloads(self, tries: int) -> Downloads:
+        """A pool of downloads that gives each blob so many tries."""
+
+        def fetch(blob: Blob, room: Room, stop: threading.Event) -> Fetched:
+            return self.ports.api.fetch(blob, room, tries, stop)
+
+        return Downloads(fetch, self.ports.workers, BUDGET_BYTES)
+
+    def ship(
+        self,
+        downloads: Downloads,
+        blobs: Iterator[Blob],
+        tally: Tally,
+        record: Callable[[Changes], None],
+        waiting: Mapping[str, Pending],
+    ) -> tuple[Batch, PollerError | None]:
+        """Fetch blobs and have their lines taken; record batch by batch.
+
+        Gives the last batch, taken but not recorded, and the error that broke the
+        fetching off, if one did. Raises SinkError, StateError.
+        """
+        batch, error, failures = Batch(), None, 0
+        try:
+            with contextlib.closing(downloads.run(blobs)) as results:
+                for result in results:
+                    if isinstance(result, Fetched):
+                        batch.add(result)
+                        failures = 0
+                    elif isinstance(result, Failed):
+                        self.fail(result, batch, waiting)
+                        failures += result.outage
+                        if failures >= OUTAGE_FAILURES:
+                            raise outage(tally.content_type, result)
+                    if batch.is_full() or (batch.bytes and downloads.starved()):
+                        self.ports.sink.deliver(batch.pieces)
+                        record(batch.changes)
+                        downloads.budget.free(batch.bytes)
+                        self.account(batch.changes, tally)
+                        batch = Batch()
+        except (SourceError, RefusedError) as caught:
+            error = caught
+        if batch.pieces:
+            self.ports.sink.deliver(batch.pieces)
+        return batch, error
+
+    def fail(
+        self, failure: Failed, batch: Batch, waiting: Mapping[str, Pending]
+    ) -> None:
+        """Note what becomes of a blob that could not be fetched."""
+        what = fate(failure, waiting.get(failure.blob.id), self.now)
+        if isinstance(what, Lost):
+            batch.changes.lost.append(what)
+        else:
+            batch.changes.pending.append(what)
+
+    def account(self, changes: Changes, tally: Tally) -> None:
+        """Count what was recorded, and say what a person should know."""
+        tally.count(changes)
+        self._progress.count(changes)
+        self.say_lost(changes.lost, tally)
+        fresh = [pending for pending in changes.pending if pending.tries == 1]
+        for pending in fresh[:NAMED_MOST]:
+            log.warning(
+                "%s: blob %s: %s; it waits and each run tries it again; nothing to do, "
+                "unless it repeats for days",
+                pending.blob.content_type,
+                plain(pending.blob.id, 120),
+                pending.reason,
+            )
+        if len(fresh) > NAMED_MOST:
+            log.warning(
+                "%s: %d more blobs wait", tally.content_type, len(fresh) - NAMED_MOST
+            )
+        if changes.pending:
+            tally.exits.add(Exit.INCOMPLETE)
+
+    def say_lost(self, lost: Sequence[Lost], tally: Tally) -> None:
+        """Name what can no longer be had, once."""
+        for each in lost:
+            tally.exits.add(Exit.GAP)
+            log.error(
+                "lost: %s; this API cannot give these events any more; an export from "
+                "the audit search of Purview may still have them",
+                each,
+            )
+
+    def measure_lag(self, tally: Tally) -> None:
+        """How far confirmed delivery is behind now."""
+        watermark = self.ports.state.watermark(tally.content_type)
+        if watermark:
+            tally.lag_seconds = max(0.0, (self.now - watermark).total_seconds())
+
+
+def outage(content_type: str, last: Failed) -> OutageError:
+    """The error of a slice in which nothing could be fetched any more."""
+    return OutageError(
+        f"{content_type}: {OUTAGE_FAILURES} blobs failed in a row, the last with "
+        f"{last.reason}: the service is ill",
+        "the span stays open and the next run asks again",
+        "nothing to do, unless it repeats: then look at Microsoft's service health",
+    )
+
+
+def lasting_warning(state: State, key: str, now: datetime, text: str) -> None:
+    """Warn of what lasts: on the console once in repeat_hours, in the log always."""
+    log.warning("%s", text, extra={"lasting": (state, key, now)})
+
+
+class Progress:
+    """Says now and then how far a run of more than a moment has got."""
+
+    def __init__(self) -> None:
+        self._slice = ""
+        self._blobs = self._events = 0
+        self._began = self._said = time.monotonic()
+
+    def slice(self, content_type: str, number: int, of: int) -> None:
+        """A slice begins."""
+        self._slice = f"{content_type}: slice {number} of {of}"
+
+    def count(self, changes: Changes) -> None:
+        """A batch is recorded."""
+        self._blobs += len(changes.delivered)
+        self._events += sum(done.events for done in changes.delivered)
+        now = time.monotonic()
+        if now - self._said >= PROGRESS_SECONDS:
+            self._said = now
+            rate = self._events / (now - self._began)
+            log.info(
+                "%s, %d blobs, %d events, %.0f events/s",
+                self._slice,
+                self._blobs,
+                self._events,
+                rate,
+            )
+
+
+# == Command line ============================================================
+
+
+class ConsoleFilter(logging.Filter):
+    """Keeps a lasting warning off the console until repeat_hours are over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.repeat = timedelta(hours=24)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is due on the console; notes that it was said."""
+        lasting = getattr(record, "lasting", None)
+        if lasting is None:
+            return True
+        state, key, now = lasting
+        try:
+            last = state.said(key)
+            if last is not None and last <= now < last + self.repeat:
+                return False
+            state.say(key, now, record.getMessage())
+        except (PollerError, UnreadableStateError):
+            return True  # rather twice than never
+        return True
+
+
+class ConsoleFormatter(logging.Formatter):
+    """Lines for people: the name of the program, the level if it matters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as lines, each with the program's name; no traceback."""
+        level = (
+            "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        )
+        lines = record.getMessage().splitlines() or [""]
+        return "\n".join(f"o365_poller: {level}{line}" for line in lines)
+
+
+def set_up_console(verbosity: int) -> ConsoleFilter:
+    """Send the log to stderr: warnings, or more on a terminal and with -v."""
+    logging.raiseExceptions = False  # a full disk under the log is no traceback
+    logging.captureWarnings(capture=True)
+    logging.getLogger().addHandler(logging.NullHandler())  # other libraries are quiet
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    console = logging.StreamHandler(sys.stderr)
+    console.setLevel(
+        logging.DEBUG
+        if verbosity > 1
+        else logging.INFO
+        if verbosity or sys.stderr.isatty()
+        else logging.WARNING
+    )
+    console.setFormatter(ConsoleFormatter())
+    lasting = ConsoleFilter()
+    console.addFilter(lasting)
+    console.addFilter(Redactor())
+    log.addHandler(console)
+    return lasting
+
+
+def set_up_log_file(settings: Logging) -> None:
+    """Send the log to the rotating file as well. Raises ConfigError."""
+    if settings.file is None:
+        return
+    try:
+        handler = logging.handlers.RotatingFileHandler(
+            settings.file, maxBytes=10 * MEGABYTE, backupCount=5, encoding="utf-8"
+        )
+    except OSError as error:
+        raise ConfigError(
+            [f"[logging] file: expected a file that can be written ({error})"]
+        ) from None
+    formatter = logging.Formatter(
+        f"%(asctime)sZ %(levelname)-7s [{os.getpid()}] %(message)s",
+        "%Y-%m-%dT%H:%M:%S",
+    )
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    handler.setLevel(settings.level)
+    handler.addFilter(Redactor())
+    log.addHandler(handler)
+
+
+def exit_table() -> str:
+    """The exit codes for --help."""
+    rows = [f"  {code.value:>3}  {code.name:<11} {code.meaning}" for code in Exit]
+    return "\n".join(["exit codes:", *rows])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="o365_poller.py",
+        description="Bring every Office 365 and Entra ID audit event into the Elastic "
+        "stack: one poll of an overlapping window, then exit. Run it every five "
+        "minutes by cron or Rundeck.",
+        epilog=exit_table(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="the INI file; default: "
+        "$O365_POLLER_CONFIG, else config.ini beside the script",
+    )
+    add(
+        "--start",
+        metavar="TIME",
+        help="backfill: deliver again the content that "
+        "became available from here on; ISO 8601 (naive is UTC) or an age such as 90m, "
+        "6h, 2d; at most 7 days back. Microsoft selects by availability, not by the "
+        "time of the event: give some hours more",
+    )
+    add("--end", metavar="TIME", help="backfill: up to here, exclusive; default: now")
+    add(
+        "--content-type",
+        metavar="TYPE",
+        action="append",
+        help="repeatable; replaces "
+        f"the configured list for this run; {', '.join(CONTENT_TYPES)}",
+    )
+    add(
+        "--stdout",
+        action="store_true",
+        help="JSON lines to standard output in place "
+        "of Logstash; a try-out, which reads and writes no state",
+    )
+    add(
+        "-v",
+        "--verbose",
+        action="count",
+        default=0,
+        help="say more on stderr; twice: debug",
+    )
+    add("--version", action="store_true", help="show the version, and exit")
+    return parser
+
+
+def version_text() -> str:
+    """Version, hash of this very file, and what it runs on; imports nothing."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = []
+    for package in ("msal", "requests", "python-dateutil"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"{package} missing")
+    digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    python = ".".join(map(str, sys.version_info[:3]))
+    return f"o365_poller {__version__} (sha256 {digest}), Python {python}, " + (
+        ", ".join(found)
+    )
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the command line asks for, checked."""
+
+    config: Path
+    config_named: bool
+    window: Window | None
+    content_types: tuple[str, ...]
+    stdout: bool
+
+
+def read_order(
+    arguments: argparse.Namespace, environ: Mapping[str, str], now: datetime
+) -> Order:
+    """The command line's meaning. Raises ConfigError with every complaint."""
+    complaints: list[str] = []
+    types = []
+    for text in arguments.content_type or ():
+        known = content_type(text)
+        types.append(known)
+        if not known:
+            complaints.append(
+                f"--content-type: expected one of {', '.join(CONTENT_TYPES)}"
+                f"{nearest(text, CONTENT_TYPES)}, got {plain(text)!r}"
+            )
+    window = read_times(arguments.start, arguments.end, now, complaints)
+    named = arguments.config or environ.get("O365_POLLER_CONFIG")
+    default = Path(__file__).resolve().parent / "config.ini"
+    if complaints:
+        raise ConfigError(complaints)
+    return Order(
+        config=Path(named).expanduser() if named else default,
+        config_named=bool(named),
+        window=window,
+        content_types=tuple(dict.fromkeys(types)),
+        stdout=arguments.stdout,
+    )
+
+
+def read_times(
+    start_text: str | None, end_text: str | None, now: datetime, complaints: list[str]
+) -> Window | None:
+    """The window of --start and --end; None without them."""
+    if start_text is None:
+        if end_text is not None:
+            complaints.append("--end: expected --start with it")
+        return None
+    times = {"--start": start_text, "--end": end_text}
+    found = {"--end": whole_second(now)}
+    for flag, text in times.items():
+        if text is None:
+            continue
+        try:
+            found[flag] = parse_time(text, now)
+        except (ValueError, OverflowError):
+            complaints.append(
+                f"{flag}: expected a time as ISO 8601, or an age such as 90m, 6h, 2d, "
+                f"got {plain(text)!r}"
+            )
+            continue
+        if found[flag] > now:
+            complaints.append(
+                f"{flag}: expected a time in the past, got {plain(text)!r}"
+            )
+    start, end = found.get("--start"), found["--end"]
+    if start is None or complaints:
+        return None
+    if start < whole_second(now - RETENTION):
+        complaints.append(
+            f"--start: expected at most 7 days back, which is what the API keeps, "
+            f"got {plain(start_text)!r}"
+        )
+    elif start >= end:
+        complaints.append("--start: expected a time before --end")
+    return Window(start, end)
+
+
+def open_api(settings: Settings, environ: Mapping[str, str]) -> ActivityApi:
+    """The Activity API of the configured tenant, with its sign-in."""
+    from requests.utils import get_environ_proxies
+
+    azure = settings.azure
+    context = tls_context(ca_bundle(azure, environ))
+    adapter = make_adapter(context, settings.poll.workers + 2)
+    http = Http(
+        adapter,
+        settings.poll.timeout_seconds,
+        lambda url: get_environ_proxies(url, no_proxy=None),
+    )
+    feed = Feed(azure.api_root, azure.tenant_id, azure.publisher_id)
+    return ActivityApi(feed, http, TokenSource(azure, http, azure.api_root))
+
+
+def open_state(
+    settings: Settings, content_types: Sequence[str], now: datetime, *, locked: bool
+) -> State:
+    """The state, or a new one where the old is unreadable and we hold the lock."""
+    path, azure = settings.poll.state_file, settings.azure
+    try:
+        return State.open(path, azure, content_types, now)
+    except UnreadableStateError as error:
+        if locked:
+            return set_aside(path, azure, content_types, now, str(error))
+        with state_lock(path):
+            return set_aside(path, azure, content_types, now, str(error))
+
+
+def carry_out(order: Order, settings: Settings, environ: Mapping[str, str]) -> Exit:
+    """Do what is asked for, under the lock where it is a poll."""
+    now = datetime.now(UTC)
+    content_types = order.content_types or settings.poll.content_types
+    if order.stdout:
+        state = State.nowhere(settings.azure, now)
+        return run_with(order, settings, environ, state, content_types)
+    polls = order.window is None
+    path = settings.poll.state_file
+    with state_lock(path) if polls else contextlib.nullcontext():
+        state = open_state(settings, content_types, now, locked=polls)
+        try:
+            return run_with(order, settings, environ, state, content_types)
+        except UnreadableStateError as error:
+            state.close()
+            with contextlib.nullcontext() if polls else state_lock(path):
+                set_aside(path, settings.azure, content_types, now, str(error)).close()
+            return Exit.INCOMPLETE
+        finally:
+            state.close()
+
+
+def run_with(
+    order: Order,
+    settings: Settings,
+    environ: Mapping[str, str],
+    state: State,
+    content_types: Sequence[str],
+) -> Exit:
+    """Run with everything in place; say the totals, whatever happened."""
+    began = time.monotonic()
+    sink: Sink = StdoutSink() if order.stdout else LogstashSink(settings.logstash)
+    ports = Ports(
+        open_api(settings, environ),
+        sink,
+        state,
+        lambda: datetime.now(UTC),
+        settings.poll.workers,
+    )
+    run = Run(ports, settings.poll)
+    warn_of_certificate(settings, ports)
+    try:
+        if order.window is None:
+            run.poll_all(content_types)
+        else:
+            say_clipped(order.window, run.now)
+            run.backfill(content_types, order.window, Purpose.BACKFILL)
+    except (TokenError, SinkError, StateError, SourceError) as error:
+        run.note(error)
+    finally:
+        for tally in run.tallies.values():
+            log.info("%s", tally)
+        log.info("end: exit %d, %.1f s", run.exit, time.monotonic() - began)
+    return run.exit
+
+
+def say_clipped(window: Window, now: datetime) -> None:
+    """Say that a backfill begins a little later than asked for."""
+    limit = earliest(now)
+    if window.start < limit:
+        log.info(
+            "the backfill begins at %s UTC: the API keeps 7 days, and %d minutes are "
+            "left as a margin; this is no gap",
+            api_time(limit),
+            RETENTION_MARGIN.total_seconds() // 60,
+        )
+
+
+def warn_of_certificate(settings: Settings, ports: Ports) -> None:
+    """Warn when the application's certificate is about to end, or has ended."""
+    expires = settings.azure.credential.expires
+    now = ports.clock()
+    if expires is None or expires - now > timedelta(
+        days=settings.alerts.certificate_days
+    ):
+        return
+    days = (expires - now) // timedelta(days=1)
+    state = f"ends on {expires:%Y-%m-%d}, in {days} days"
+    if expires <= now:
+        state = f"ended on {expires:%Y-%m-%d}"
+    lasting_warning(
+        ports.state,
+        "certificate",
+        now,
+        f"the application's certificate {state}; without one Entra ID gives no token; "
+        "upload a new one to the app registration, then change key and certificate",
+    )
+
+
+def stop_on_signals() -> None:
+    """Have SIGINT and SIGTERM end the run in good order; a second one is ignored."""
+
+    def stop(signum: int, frame: object) -> None:
+        del frame
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(signum)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, stop)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; every error becomes a sentence and a code here, once."""
+    arguments = build_parser().parse_args(argv)
+    if arguments.version:
+        print(version_text())  # noqa: T201
+        return Exit.OK
+    os.umask(0o077)
+    console = set_up_console(arguments.verbose)
+    try:
+        stop_on_signals()
+        order = read_order(arguments, os.environ, datetime.now(UTC))
+        settings = read_settings(
+            order.config,
+            os.environ,
+            named=order.config_named,
+            sink_needed=not order.stdout,
+        )
+        console.repeat = settings.alerts.repeat
+        set_up_log_file(settings.logging)
+        return carry_out(order, settings, os.environ)
+    except ConfigError as error:
+        for complaint in error.complaints:
+            log.error("%s", complaint)
+        return error.exit
+    except BusyError as error:
+        log.info("%s", error)
+        return error.exit
+    except PollerError as error:
+        log.error("%s", error)
+        return error.exit
+    except Stopped as stopped:
+        log.info("stopped by a signal; what was not confirmed is sent again next time")
+        return stopped.exit
+    except Exception:
+        log.exception(
+            "a defect of this program; what was not confirmed is sent again by the "
+            "next run; please report it with the traceback in the log file"
+        )
+        return Exit.UNEXPECTED
+
+
+if __name__ == "__main__":
+    code = main()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    logging.shutdown()
+    # Threads that still wait for the network have nothing left to say.
+    os._exit(code)
