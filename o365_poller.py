@@ -40,11 +40,11 @@ import configparser
 import contextlib
 import enum
 import fcntl
+import gc
 import hashlib
 import itertools
 import json
 import logging
-import logging.handlers
 import os
 import queue
 import random
@@ -62,10 +62,18 @@ import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from difflib import get_close_matches
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from types import MappingProxyType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    NamedTuple,
+    Protocol,
+    TypeVar,
+)
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 if TYPE_CHECKING:
@@ -92,8 +100,7 @@ PERMISSIONS = {"DLP.All": "ActivityFeed.ReadDlp"}
 PERMISSION = "ActivityFeed.Read"
 
 
-@dataclass(frozen=True)
-class Cloud:
+class Cloud(NamedTuple):
     """Where a national cloud answers; roots without tenant or trailing slash."""
 
     login_root: str
@@ -149,8 +156,8 @@ EMPTY_PAGES_MOST = 10
 MEGABYTE = 1 << 20
 LISTING_BYTES = 64 * MEGABYTE
 BLOB_BYTES = 256 * MEGABYTE
-BUDGET_BYTES = 24 * MEGABYTE
-BATCH_BYTES = 8 * MEGABYTE
+BUDGET_BYTES = 16 * MEGABYTE
+BATCH_BYTES = 6 * MEGABYTE
 CHUNK = MEGABYTE
 SEND_CHUNK = 256 * 1024
 
@@ -338,19 +345,19 @@ class Redactor(logging.Filter):
         return True
 
 
-@dataclass(frozen=True)
-class Credential:
+class Credential(NamedTuple):
     """What proves the application's identity to Entra ID: a key or a secret."""
 
-    private_key: Secret  # PEM, decrypted: it lives in this process only
+    private_key: (
+        Any  # cryptography's key object, which no repr shows; None for a secret
+    )
     certificate: str  # PEM, or "" with a thumbprint alone
     thumbprint: str  # SHA-1, lower-case hex, or "": then PS256 and x5t#S256
     client_secret: Secret
     expires: datetime | None = None
 
 
-@dataclass(frozen=True)
-class Azure:
+class Azure(NamedTuple):
     """[azure]: who asks, of whom, and where they answer."""
 
     tenant_id: str
@@ -363,8 +370,7 @@ class Azure:
     publisher_id: str
 
 
-@dataclass(frozen=True)
-class Poll:
+class Poll(NamedTuple):
     """[poll]: what is asked for, and how."""
 
     content_types: tuple[str, ...]
@@ -375,8 +381,7 @@ class Poll:
     timeout_seconds: float
 
 
-@dataclass(frozen=True)
-class Host:
+class Host(NamedTuple):
     """One Logstash host."""
 
     name: str
@@ -390,8 +395,7 @@ class Host:
         )
 
 
-@dataclass(frozen=True)
-class Logstash:
+class Logstash(NamedTuple):
     """[logstash]: where the lines go."""
 
     hosts: tuple[Host, ...]
@@ -403,24 +407,21 @@ class Logstash:
     run_events: bool
 
 
-@dataclass(frozen=True)
-class Logging:
+class Logging(NamedTuple):
     """[logging]: the log file."""
 
     file: Path | None
     level: str
 
 
-@dataclass(frozen=True)
-class Graph:
+class Graph(NamedTuple):
     """[graph]: names of applications."""
 
     application_names: bool
     cache_file: Path
 
 
-@dataclass(frozen=True)
-class Alerts:
+class Alerts(NamedTuple):
     """[alerts]: who gets mail, and when."""
 
     smtp_host: str
@@ -434,8 +435,7 @@ class Alerts:
     certificate_days: int
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """The whole configuration, checked."""
 
     file: Path
@@ -498,13 +498,15 @@ KEYS: dict[str, tuple[str, ...]] = {
 SECRET_KEYS = ("private_key_passphrase", "client_secret", "password")
 ENVIRONMENT = "O365_POLLER_"
 SMTP_PORTS = {"none": 25, "starttls": 587, "tls": 465}
-GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+GUID = re.compile("-".join(f"[0-9A-Fa-f]{{{n}}}" for n in (8, 4, 4, 4, 12)))
 HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?")
 TRUE_WORDS, FALSE_WORDS = ("yes", "true", "on", "1"), ("no", "false", "off", "0")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A remark on the known name that was probably meant, or nothing."""
+    from difflib import get_close_matches
+
     choices = {name.lower(): name for name in known}
     found = get_close_matches(word.lower(), choices, n=1)
     return f"; did you mean {choices[found[0]]}?" if found else ""
@@ -770,7 +772,11 @@ def read_private_key(reader: Reader) -> Any:
         return None
     passphrase = reader.text("azure", "private_key_passphrase")
     try:
-        key = load_pem_private_key(pem, passphrase.encode() or None)
+        # Its own check of the numbers takes 30 ms at each start; signs_for() does too,
+        # by use.
+        key = load_pem_private_key(
+            pem, passphrase.encode() or None, unsafe_skip_rsa_key_validation=True
+        )
     except TypeError:  # by cryptography's documentation: given or missing wrongly
         fit = (
             "none, for the key is not encrypted"
@@ -833,7 +839,7 @@ def read_credential(reader: Reader) -> Credential:
             reader.complain(
                 "azure", "client_secret", f"no {' and no '.join(given)} beside it"
             )
-        return Credential(Secret(""), "", "", Secret(secret))
+        return Credential(None, "", "", Secret(secret))
     if "private_key" not in given:
         reader.complain("azure", "private_key", "the path of a PEM file; it is missing")
     if not {"certificate", "thumbprint"} & set(given):
@@ -862,26 +868,30 @@ def read_key_pair(reader: Reader) -> Credential:
         actual = certificate.fingerprint(hashes.SHA1()).hex()  # noqa: S303
         if actual != thumbprint:
             reader.complain("azure", "thumbprint", f"the certificate's own, {actual}")
-    if None not in (key, certificate) and (
-        key.public_key() != certificate.public_key()
-    ):
+    if None not in (key, certificate) and not signs_for(key, certificate.public_key()):
         reader.complain(
             "azure", "certificate", "the certificate that belongs to the private key"
         )
-    pem = (
-        ""
-        if key is None
-        else key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        ).decode()
-    )
     if certificate is None:
-        return Credential(Secret(pem), "", thumbprint, Secret(""))
-    own = certificate.public_bytes(serialization.Encoding.PEM).decode()
+        return Credential(key, "", thumbprint, Secret(""))
+    pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
     expires = certificate.not_valid_after_utc
-    return Credential(Secret(pem), own, thumbprint, Secret(""), expires)
+    return Credential(key, pem, thumbprint, Secret(""), expires)
+
+
+def signs_for(key: Any, public_key: Any) -> bool:
+    """Whether a key's signature is good by a certificate's public key."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    try:
+        text = b"o365_poller"
+        signature = key.sign(text, PKCS1v15(), SHA256())
+        public_key.verify(signature, text, PKCS1v15(), SHA256())
+    except (InvalidSignature, ValueError, TypeError, AttributeError):
+        return False
+    return True
 
 
 # -- the sections ---------------------------------------------------------------
@@ -1080,8 +1090,7 @@ AGE = re.compile(r"(\d{1,6})([smhdw])")
 AGE_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """A span of availability (contentCreated), [start, end), in whole seconds."""
 
     start: datetime
@@ -1175,8 +1184,7 @@ def without(window: Window, polled: Iterable[Window]) -> list[Window]:
 # What the API's answers mean. Decisions only: nothing here touches the network.
 
 
-@dataclass(frozen=True)
-class Blob:
+class Blob(NamedTuple):
     """One content blob, as a listing names it."""
 
     content_type: str
@@ -1206,8 +1214,7 @@ class Verdict(enum.Enum):
     FAILED = "not this time"
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """An answer, whole; header names in lower case."""
 
     status: int
@@ -1215,8 +1222,7 @@ class Answer:
     body: bytes
 
 
-@dataclass(frozen=True)
-class Judgement:
+class Judgement(NamedTuple):
     """The verdict on an answer, with what to tell a person."""
 
     verdict: Verdict
@@ -1324,11 +1330,13 @@ def judge_status(status: int, code: str) -> Verdict:
     return Verdict.FAILED
 
 
-def parse_listing(body: bytes, content_type: str, listed: datetime) -> list[Blob]:
-    """The blobs of a listing, as the API names them.
+def parse_listing(
+    body: bytes, content_type: str, listed: datetime
+) -> tuple[list[Blob], int]:
+    """The blobs of a listing, as the API names them, and how many entries are none.
 
     A blob without a readable contentCreated counts as made when it was listed. Raises
-    BrokenAnswerError if it is no array of objects with contentId.
+    BrokenAnswerError if it is no array.
     """
     try:
         entries = json.loads(body.decode("utf-8-sig"))
@@ -1336,11 +1344,11 @@ def parse_listing(body: bytes, content_type: str, listed: datetime) -> list[Blob
         raise BrokenAnswerError("the listing is not JSON") from None
     if not isinstance(entries, list):
         raise BrokenAnswerError("the listing is not an array")
-    blobs = []
+    blobs: list[Blob] = []
     for entry in entries:
         content_id = entry.get("contentId") if isinstance(entry, Mapping) else None
         if not isinstance(content_id, str) or not content_id:
-            raise BrokenAnswerError("the listing has an entry without contentId")
+            continue
         blobs.append(
             Blob(
                 content_type,
@@ -1350,7 +1358,7 @@ def parse_listing(body: bytes, content_type: str, listed: datetime) -> list[Blob
                 read_api_time(entry.get("contentExpiration")),
             )
         )
-    return blobs
+    return blobs, len(entries) - len(blobs)
 
 
 def parse_subscriptions(body: bytes) -> set[str]:
@@ -1369,8 +1377,7 @@ def parse_subscriptions(body: bytes) -> set[str]:
         raise BrokenAnswerError("the list of subscriptions is not JSON") from None
 
 
-@dataclass(frozen=True)
-class Feed:
+class Feed(NamedTuple):
     """The addresses of one tenant's activity feed; every URL with a token is made here.
 
     PublisherIdentifier is on every one: without it all such clients in the world
@@ -1667,8 +1674,7 @@ def fingerprint(content_id: str) -> bytes:
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
-@dataclass(frozen=True)
-class Slice:
+class Slice(NamedTuple):
     """A window of one content type on its way to being polled.
 
     id is 0 until a batch of it is confirmed; reopened marks one that an earlier run
@@ -1681,8 +1687,7 @@ class Slice:
     reopened: bool = False
 
 
-@dataclass(frozen=True)
-class Delivered:
+class Delivered(NamedTuple):
     """A blob whose events the sink has confirmed."""
 
     blob: Blob
@@ -1690,8 +1695,7 @@ class Delivered:
     bytes: int
 
 
-@dataclass(frozen=True)
-class Pending:
+class Pending(NamedTuple):
     """A blob that was listed and could not be fetched yet."""
 
     blob: Blob
@@ -1700,8 +1704,7 @@ class Pending:
     reason: str
 
 
-@dataclass(frozen=True)
-class Lost:
+class Lost(NamedTuple):
     """What can no longer be had: a span of availability, or a blob."""
 
     content_type: str
@@ -2319,8 +2322,7 @@ def set_aside(
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Taken(Generic[T]):
+class Taken(NamedTuple, Generic[T]):
     """What was made of a good answer."""
 
     value: T
@@ -2427,14 +2429,13 @@ class Throttle:
                 return
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One thing to ask for, in as many tries as it may take."""
 
     method: str
     url: str
     what: str  # for people: "listing of Audit.Exchange"
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = MappingProxyType({})
     body: str | None = None
     tries: int = TRIES
     takes_any: bool = False  # hand over every final answer, not the good ones alone
@@ -2727,8 +2728,7 @@ AADSTS = {
 AADSTS_PASSING = frozenset({90033, 90024, 90055, 50196})
 
 
-@dataclass(frozen=True)
-class TokenAnswer:
+class TokenAnswer(NamedTuple):
     """What Entra ID answered, as far as a person needs it."""
 
     status: int
@@ -2912,16 +2912,18 @@ class TokenSource:
 
         azure, credential = self._azure, self._azure.credential
         given: object
+        # msal documents PEM text for private_key; it hands the key on as it is, and
+        # PyJWT takes the object without parsing it again.
         if credential.client_secret:
             given = credential.client_secret.reveal()
         elif credential.thumbprint:
             given = {
-                "private_key": credential.private_key.reveal(),
+                "private_key": credential.private_key,
                 "thumbprint": credential.thumbprint,
             }
         else:
             given = {
-                "private_key": credential.private_key.reveal(),
+                "private_key": credential.private_key,
                 "public_certificate": credential.certificate,
             }
         root = urlsplit(azure.login_root)
@@ -3045,8 +3047,7 @@ class SeenIds:
         return fresh, progress
 
 
-@dataclass(frozen=True)
-class Fetched:
+class Fetched(NamedTuple):
     """A blob's events as lines, ready for the wire."""
 
     blob: Blob
@@ -3081,6 +3082,7 @@ class ActivityApi:
         self._http = http
         self._bearer = bearer
         self._decorate = decorate
+        self._asked_to_start: set[str] = set()
 
     def date(self) -> datetime | None:
         """The API's clock, by the newest Date header; None before the first answer."""
@@ -3107,6 +3109,7 @@ class ActivityApi:
         Documented: 15 minutes must pass between two starts. Observed: the refusal comes
         as 403 or 429 with code "429". Raises SourceError, RefusedError.
         """
+        self._asked_to_start.add(content_type)
         url = self.feed.operation("start", contentType=content_type)
         call = Call("POST", url, f"start of the subscription to {content_type}")
         try:
@@ -3131,13 +3134,13 @@ class ActivityApi:
         """
         what = f"{content_type}: listing of {window}"
         seen = SeenIds()
-        for attempt in (1, 2):
+        for _ in (1, 2):
             try:
                 yield from self._pages(content_type, window, seen, stop)
                 return
             except NotSubscribedError as error:
                 # Documented: AF20022, AF20023. Observed: at times after a good list.
-                if attempt == 1:
+                if content_type not in self._asked_to_start:
                     note = self.start(content_type)
                     log.info("%s: subscription %s", content_type, note)
                 reason = f"the subscription is not active yet ({error})"
@@ -3155,14 +3158,16 @@ class ActivityApi:
         stop: threading.Event,
     ) -> Iterator[Blob]:
         what = f"{content_type}: listing of {window}"
-        url, asked, empty = self.feed.listing(content_type, window), set(), 0
+        url, asked = self.feed.listing(content_type, window), set()
+        empty = odd_entries = 0
         for number in range(1, PAGES_MOST + 1):
             asked.add(fingerprint(url))
-            blobs, following = self._page(url, what, content_type, stop)
+            blobs, odd, following = self._page(url, what, content_type, stop)
+            odd_entries += odd
             fresh, progress = seen.add(blobs)
             yield from fresh
             if not following:
-                return
+                break
             empty = 0 if blobs else empty + 1
             url = self.feed.next_page(following)
             if not url:
@@ -3175,18 +3180,19 @@ class ActivityApi:
             turns = bool(blobs) and not progress
             if fingerprint(url) in asked or turns or empty > EMPTY_PAGES_MOST:
                 raise broken_listing(what, f"the pages go in a circle at page {number}")
-        raise broken_listing(what, f"no end after {PAGES_MOST} pages")
+        else:
+            raise broken_listing(what, f"no end after {PAGES_MOST} pages")
+        if odd_entries:
+            raise broken_listing(what, f"{odd_entries} entries have no contentId")
 
     def _page(
         self, url: str, what: str, content_type: str, stop: threading.Event
-    ) -> tuple[list[Blob], str]:
-        def take(response: requests.Response) -> tuple[list[Blob], str]:
+    ) -> tuple[list[Blob], int, str]:
+        def take(response: requests.Response) -> tuple[list[Blob], int, str]:
             answer = read_answer(response)
             listed = self.date() or datetime.now(UTC)
-            return (
-                parse_listing(answer.body, content_type, listed),
-                next_page_header(answer.headers),
-            )
+            blobs, odd = parse_listing(answer.body, content_type, listed)
+            return blobs, odd, next_page_header(answer.headers)
 
         try:
             return self._http.ask(Call("GET", url, what), take, self._bearer, stop)
@@ -3318,8 +3324,7 @@ class Budget:
             self._changed.notify_all()
 
 
-@dataclass(frozen=True)
-class TicketRoom:
+class TicketRoom(NamedTuple):
     """The budget as one download sees it."""
 
     budget: Budget
@@ -3335,8 +3340,7 @@ class TicketRoom:
         self.budget.take(self.ticket, amount, self.stop)
 
 
-@dataclass(frozen=True)
-class Failed:
+class Failed(NamedTuple):
     """A blob that could not be fetched, and why."""
 
     blob: Blob
@@ -3345,11 +3349,10 @@ class Failed:
     outage: bool = False  # no answer about this blob: the service may be ill
 
 
-@dataclass(frozen=True)
-class Listed:
+class Listed(NamedTuple):
     """The listing has ended, whole or with an error."""
 
-    count: int
+    blobs: int
     error: BaseException | None
 
 
@@ -3382,7 +3385,7 @@ class Downloads:
         threading.Thread(target=self._list, args=(blobs,), daemon=True).start()
         done, listed = 0, None
         try:
-            while listed is None or done < listed.count:
+            while listed is None or done < listed.blobs:
                 result = self._results.get()
                 if isinstance(result, BaseException):
                     raise result
@@ -3699,8 +3702,7 @@ class Source(Protocol):
     ) -> Fetched: ...
 
 
-@dataclass(frozen=True)
-class Ports:
+class Ports(NamedTuple):
     """The edges that a run works with; tests put others in their place."""
 
     api: Source
@@ -3849,7 +3851,7 @@ class Run:
             enabled = self.ports.api.subscriptions()
         except SourceError as error:
             # Content may be had all the same; if it can't, its listing will say so.
-            log.info("%s", error)
+            log.warning("%s; going on to the content", error.what)
         except TokenError:
             raise
         except RefusedError as error:
@@ -3882,7 +3884,7 @@ class Run:
                 "clocks",
                 ours,
                 f"this machine's clock is {(ours - theirs).total_seconds():+.0f} s "
-                "from the API's; windows go by the earlier of the two, so nothing is lost; "
+                "from the API's; windows go by the earlier, so nothing is lost; "
                 "set the clock (NTP)",
             )
 
@@ -4251,8 +4253,10 @@ def set_up_log_file(settings: Logging) -> None:
     """Send the log to the rotating file as well. Raises ConfigError."""
     if settings.file is None:
         return
+    from logging.handlers import RotatingFileHandler
+
     try:
-        handler = logging.handlers.RotatingFileHandler(
+        handler = RotatingFileHandler(
             settings.file, maxBytes=10 * MEGABYTE, backupCount=5, encoding="utf-8"
         )
     except OSError as error:
@@ -4345,8 +4349,7 @@ def version_text() -> str:
     )
 
 
-@dataclass(frozen=True)
-class Order:
+class Order(NamedTuple):
     """What the command line asks for, checked."""
 
     config: Path
@@ -4492,6 +4495,8 @@ def run_with(
         settings.poll.workers,
     )
     run = Run(ports, settings.poll)
+    gc.freeze()
+    gc.enable()
     warn_of_certificate(settings, ports)
     try:
         if order.window is None:
@@ -4561,6 +4566,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(version_text())  # noqa: T201
         return Exit.OK
     os.umask(0o077)
+    gc.disable()  # until the imports are done: it costs them a tenth
     console = set_up_console(arguments.verbose)
     try:
         stop_on_signals()
