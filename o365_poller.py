@@ -1111,12 +1111,16 @@ def api_time(moment: datetime) -> str:
 
 
 def read_api_time(text: object) -> datetime | None:
-    """A time of an answer, such as contentCreated; None if it is none. Naive is UTC."""
+    """A time of an answer, such as contentCreated; None if it is none. Naive is UTC.
+
+    None as well for .NET's DateTime.MinValue and MaxValue, which mean "not set" and
+    are too near the ends of the calendar to be counted with.
+    """
     try:
-        moment = datetime.fromisoformat(str(text))
-        return as_utc(moment)
+        moment = as_utc(datetime.fromisoformat(str(text)))
     except (ValueError, OverflowError):
         return None
+    return moment if 1970 <= moment.year < 9999 else None
 
 
 def as_utc(moment: datetime) -> datetime:
@@ -1476,7 +1480,8 @@ def next_page_header(headers: Mapping[str, str]) -> str:
 Decorate = Callable[[Mapping[str, Any], str], str]
 
 SPACES = re.compile(r"[ \t\n\r]*")
-STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+# The closing quote may not be there yet: a bracket behind it is text all the same.
+STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 # Numbers are not looked at; kept as text they cost less, and no number is too long
 # (int() refuses more than 4,300 digits).
 DECODER = json.JSONDecoder(parse_int=str, parse_float=str)
@@ -1849,8 +1854,13 @@ class State:
         return state
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._connection.close()
+        """Let go of the file.
+
+        Under the lock: a listing that nobody waits for any more may be asking what is
+        known, and SQLite would crash the process if its connection went away.
+        """
+        with self._lock:
+            self._connection.close()
 
     # -- plumbing
 
@@ -1907,15 +1917,14 @@ class State:
         """Take the watermark and the spans polled back to where the clocks agree."""
         with self._transaction():
             self._set_watermark(content_type, time)
-            rest = Window(time, moment(1 << 40))
             for table in ("polled", "slice"):
                 self._connection.execute(
                     f"DELETE FROM {table} WHERE content_type = ? AND start >= ?",
-                    (content_type, seconds(rest.start)),
+                    (content_type, seconds(time)),
                 )
                 self._connection.execute(
                     f"UPDATE {table} SET end = ?1 WHERE content_type = ?2 AND end > ?1",
-                    (seconds(rest.start), content_type),
+                    (seconds(time), content_type),
                 )
 
     def newest_created(self, content_type: str, before: datetime) -> datetime | None:
@@ -2014,6 +2023,16 @@ class State:
             self._connection.execute(
                 "DELETE FROM slice WHERE id = ? AND start >= end", (slice_.id,)
             )
+
+    def split(self, slice_: Slice, early: Window) -> Slice:
+        """Cut a given-up slice in two; gives the new one, its earlier part."""
+        with self._transaction():
+            self._connection.execute(
+                "UPDATE slice SET start = ? WHERE id = ?",
+                (seconds(early.end), slice_.id),
+            )
+            part = Slice(slice_.content_type, early, reopened=True)
+            return self._begin(part, given_up=True)
 
     def lose_span(
         self, content_type: str, window: Window, now: datetime, *, watermark: bool
@@ -2132,6 +2151,20 @@ class State:
             content_type,
         )
         return [Window(moment(start), moment(end)) for start, end in rows]
+
+    def is_lost(self, blob: Blob) -> bool:
+        """Whether a blob is in the ledger as lost."""
+        window = blob_window(blob)
+        return bool(
+            self._rows(
+                "SELECT 1 FROM lost WHERE content_type = ? AND start = ? AND end = ? "
+                "AND content_id = ?",
+                blob.content_type,
+                seconds(window.start),
+                seconds(window.end),
+                blob.id,
+            )
+        )
 
     def settle(self, content_type: str, changes: Changes, now: datetime) -> None:
         """Record what became of blobs outside any slice: pending ones, a backfill's."""
@@ -3796,6 +3829,7 @@ class Run:
         self.tallies: dict[str, Tally] = {}
         self.exits: set[Exit] = set()
         self.now = whole_second(ports.clock())
+        self.oldest = earliest(self.now)  # by the API's clock, where it tells
         self._progress = Progress()
 
     @property
@@ -3837,7 +3871,9 @@ class Run:
         for content_type in self.subscribed(content_types):
             end = min(window.end, self.now)
             start = max(window.start, earliest(self.now))
-            jobs = [Slice(content_type, part) for part in slices(Window(start, end))]
+            jobs = [
+                Slice(content_type, each) for each in self.parts(Window(start, end))
+            ]
             tally = self.tally(content_type)
             self.work(jobs, tally, purpose)
 
@@ -3878,6 +3914,7 @@ class Run:
         """Take now from the earlier of this machine's clock and the API's."""
         ours, theirs = self.ports.clock(), self.ports.api.date()
         self.now = whole_second(min(ours, theirs or ours))
+        self.oldest = earliest(whole_second(theirs or ours))
         if theirs and abs(ours - theirs) > CLOCKS_AGREE:
             lasting_warning(
                 self.ports.state,
@@ -3909,7 +3946,18 @@ class Run:
                 watermark = earliest(now)
             start = poll_start(watermark, now, self.poll.window, self.poll.overlap)
         jobs = list(self.reopen(content_type, tally))
-        return jobs + [Slice(content_type, part) for part in slices(Window(start, now))]
+        parts = self.parts(Window(start, now))
+        return jobs + [Slice(content_type, part) for part in parts]
+
+    def parts(self, window: Window) -> Iterator[Window]:
+        """The slices of a window; apart from them what only our clock calls listable.
+
+        With a clock that is behind, the API refuses the oldest minutes of a catch-up:
+        they may not take 23 hours with them.
+        """
+        cut = min(max(window.start, self.oldest), window.end)
+        yield from slices(Window(window.start, cut))
+        yield from slices(Window(cut, window.end))
 
     def bring_back(self, content_type: str, watermark: datetime) -> datetime:
         """Take a watermark ahead of now back to where the clocks agree.
@@ -3940,6 +3988,9 @@ class Run:
                 self.lose(content_type, gone, tally, watermark=False)
                 self.ports.state.clip(job, limit)
                 start = limit
+            if start < self.oldest < end:
+                yield self.ports.state.split(job, Window(start, self.oldest))
+                start = self.oldest
             if start < end:
                 yield Slice(content_type, Window(start, end), job.id, reopened=True)
 
@@ -4097,6 +4148,8 @@ class Run:
         self, failure: Failed, batch: Batch, waiting: Mapping[str, Pending]
     ) -> None:
         """Note what becomes of a blob that could not be fetched."""
+        if failure.blob.id not in waiting and self.ports.state.is_lost(failure.blob):
+            return  # said before; a backfill or --reconcile has tried it once more
         what = fate(failure, waiting.get(failure.blob.id), self.now)
         if isinstance(what, Lost):
             batch.changes.lost.append(what)
@@ -4183,6 +4236,400 @@ class Progress:
                 self._events,
                 rate,
             )
+
+
+# == Report ==================================================================
+# The proof of completeness, from the ledger alone: what was polled and delivered, and
+# every hole and loss by its name. ASCII, to be kept with the audit's papers.
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+COLUMNS = (
+    "content type",
+    "period",
+    "polled",
+    "listed",
+    "delivered",
+    "pending",
+    "lost",
+    "events",
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the report: what the ledger knows of a period."""
+
+    content_type: str
+    period: str
+    polled: timedelta
+    delivered: int
+    pending: int
+    lost: int
+    events: int
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The line's columns; each blob that was listed is one of the three."""
+        listed = self.delivered + self.pending + self.lost
+        counts = (listed, self.delivered, self.pending, self.lost, self.events)
+        names = (self.content_type, self.period, duration(self.polled))
+        return names + tuple(str(count) for count in counts)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the ledger says of one content type and span."""
+
+    lines: tuple[Line, ...]
+    holes: tuple[Window, ...]
+    losses: tuple[Lost, ...]
+
+
+class Ledger:
+    """The state, opened to be read and never written.
+
+    Each question is a walk along a primary key, added up by SQLite: four million rows
+    cost time and no memory.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._connection = connection
+
+    @classmethod
+    def open(cls, path: Path, azure: Azure) -> Ledger | None:
+        """Open the state of this tenant; None where there is none yet.
+
+        Not mode=ro: with that SQLite cannot undo the half-written transaction of a
+        poll that was killed, and refuses the file. Raises StateError.
+        """
+        if not path.exists():
+            return None
+        with unreadable_is_an_error(path):
+            connection = sqlite3.connect(
+                f"file:{quote(str(path))}?mode=rw",
+                BUSY_SECONDS,
+                isolation_level=None,
+                uri=True,
+            )
+            ledger = cls(path, connection)
+            try:
+                connection.execute("PRAGMA query_only = ON")
+                ledger._check(azure)
+            except BaseException:
+                connection.close()
+                raise
+        return ledger
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
+
+    def _check(self, azure: Azure) -> None:
+        version = self._rows("PRAGMA user_version")[0][0]
+        if version == 0:
+            raise StateError(
+                f"state file {self.path} is empty",
+                "it proves nothing",
+                "run a poll, which begins it anew",
+            )
+        if version > SCHEMA_VERSION:
+            raise StateError(
+                f"state file {self.path} was written by a newer version",
+                "nothing was read",
+                "run that version, or name another state_file",
+            )
+        theirs = dict(self._rows("SELECT key, value FROM meta"))
+        for key in ("tenant_id", "api_root"):
+            if theirs.get(key) != getattr(azure, key):
+                raise StateError(
+                    f"state file {self.path} belongs to {key} {theirs.get(key)}, "
+                    f"not {getattr(azure, key)}",
+                    "nothing was read",
+                    "give each tenant a state_file of its own",
+                )
+
+    def _rows(self, statement: str, *values: object) -> list[Any]:
+        with unreadable_is_an_error(self.path):
+            return self._connection.execute(statement, values).fetchall()
+
+    def began(self, content_type: str) -> datetime | None:
+        """When we began to answer for a content type; None if it was never polled.
+
+        Old spans are forgotten; what came after them in the ledger counts as well.
+        """
+        starts = self._rows(
+            "SELECT min(start) FROM polled WHERE content_type = ?1 "
+            "UNION ALL SELECT min(start) FROM slice WHERE content_type = ?1 "
+            "UNION ALL SELECT min(time) FROM watermark WHERE content_type = ?1 "
+            "UNION ALL SELECT min(start) FROM lost "
+            "WHERE content_type = ?1 AND content_id = ''",
+            content_type,
+        )
+        found = [start for (start,) in starts if start is not None]
+        return moment(min(found)) if found else None
+
+    def polled(self, content_type: str, window: Window) -> list[Window]:
+        """The spans polled within a window, oldest first."""
+        return self._spans(
+            "SELECT max(start, ?2), min(end, ?3) FROM polled "
+            "WHERE content_type = ?1 AND start < ?3 AND end > ?2 ORDER BY start",
+            content_type,
+            window,
+        )
+
+    def lost_spans(self, content_type: str, window: Window) -> list[Window]:
+        """The spans within a window that aged out, polled after all or not."""
+        return self._spans(
+            "SELECT max(start, ?2), min(end, ?3) FROM lost WHERE content_id = '' "
+            "AND content_type = ?1 AND start < ?3 AND end > ?2 ORDER BY start",
+            content_type,
+            window,
+        )
+
+    def _spans(self, statement: str, content_type: str, window: Window) -> list[Window]:
+        rows = self._rows(
+            statement, content_type, seconds(window.start), seconds(window.end)
+        )
+        return [Window(moment(start), moment(end)) for start, end in rows]
+
+    def lost_blobs(self, content_type: str, window: Window) -> list[Lost]:
+        """The blobs of a window that were lost and did not come back."""
+        rows = self._rows(
+            "SELECT content_id, start, end, reason FROM lost WHERE content_id != '' "
+            "AND content_type = ? AND start >= ? AND start < ? ORDER BY start",
+            content_type,
+            seconds(window.start),
+            seconds(window.end),
+        )
+        return [
+            Lost(content_type, Window(moment(start), moment(end)), reason, id_)
+            for id_, start, end, reason in rows
+            if not self._came_back(content_type, id_, start, end)
+        ]
+
+    def _came_back(self, content_type: str, id_: str, start: int, end: int) -> bool:
+        return bool(
+            self._rows(
+                "SELECT 1 FROM delivered WHERE content_type = ? "
+                "AND created BETWEEN ? AND ? AND content_id = ?",
+                content_type,
+                1000 * start,
+                1000 * end,
+                fingerprint(id_),
+            )
+        )
+
+    def delivered(self, content_type: str, window: Window) -> tuple[int, int]:
+        """How many blobs of a window were delivered, and their events."""
+        blobs, events = self._rows(
+            "SELECT count(*), coalesce(sum(events), 0) FROM delivered "
+            "WHERE content_type = ? AND created >= ? AND created < ?",
+            content_type,
+            milliseconds(window.start),
+            milliseconds(window.end),
+        )[0]
+        return blobs, events
+
+    def pending(self, content_type: str, window: Window) -> int:
+        """How many blobs of a window wait to be fetched."""
+        return int(
+            self._rows(
+                "SELECT count(*) FROM pending "
+                "WHERE content_type = ? AND created >= ? AND created < ?",
+                content_type,
+                milliseconds(window.start),
+                milliseconds(window.end),
+            )[0][0]
+        )
+
+
+@contextlib.contextmanager
+def unreadable_is_an_error(path: Path) -> Iterator[None]:
+    """Whoever only reads the state sets nothing aside: unreadable is a StateError."""
+    try:
+        with state_errors(path):
+            yield
+    except UnreadableStateError as error:
+        raise StateError(
+            f"state file {path} is unreadable ({plain(str(error))})",
+            "it proves nothing",
+            "run a poll: it sets the file aside and polls the last 7 days again",
+        ) from None
+
+
+def periods(window: Window) -> Iterator[tuple[str, Window]]:
+    """The hours of a window of a day at most, else its days, by UTC; with names."""
+    by_hour = window.end - window.start <= DAY
+    step, form = (HOUR, "%Y-%m-%d %H:00") if by_hour else (DAY, "%Y-%m-%d")
+    start = window.start
+    while start < window.end:
+        floor = start.replace(minute=0, second=0, microsecond=0)
+        floor = floor if by_hour else floor.replace(hour=0)
+        end = min(floor + step, window.end)
+        yield floor.strftime(form), Window(start, end)
+        start = end
+
+
+def duration(span: timedelta) -> str:
+    """A length of time as hours, minutes, seconds."""
+    minutes, rest = divmod(int(span.total_seconds()), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def length(spans: Iterable[Window]) -> timedelta:
+    """How long some spans are together."""
+    return sum((span.end - span.start for span in spans), timedelta())
+
+
+def inspect(
+    ledger: Ledger, content_type: str, window: Window, settled: datetime
+) -> Finding:
+    """What the ledger says of a content type and window.
+
+    settled: up to here a span that was not polled is a hole; what is newer is the
+    next poll's.
+    """
+    polled = ledger.polled(content_type, window)
+    aged_out = ledger.lost_spans(content_type, window)
+    due = Window(window.start, min(window.end, settled))
+    reason = "content of more than 7 days ago can no longer be had"
+    losses = [
+        Lost(content_type, hole, reason)
+        for span in aged_out
+        for hole in without(span, polled)
+    ]
+    lost_blobs = ledger.lost_blobs(content_type, window)
+    lines = []
+    for name, period in periods(window):
+        blobs, events = ledger.delivered(content_type, period)
+        inside = ledger.polled(content_type, period)
+        pending = ledger.pending(content_type, period)
+        gone = sum(
+            period.start <= each.window.start < period.end for each in lost_blobs
+        )
+        lines.append(
+            Line(content_type, name, length(inside), blobs, pending, gone, events)
+        )
+    return Finding(
+        tuple(lines),
+        tuple(without(due, polled + aged_out)),
+        tuple(losses + lost_blobs),
+    )
+
+
+def total(lines: Sequence[Line]) -> Line:
+    """The sum of some lines of one content type."""
+    return Line(
+        lines[0].content_type,
+        "all",
+        sum((line.polled for line in lines), timedelta()),
+        sum(line.delivered for line in lines),
+        sum(line.pending for line in lines),
+        sum(line.lost for line in lines),
+        sum(line.events for line in lines),
+    )
+
+
+def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows as aligned lines, under a headline: two columns of text, then numbers."""
+    widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
+    rule = ["-" * width for width in widths]
+    for row in (COLUMNS, rule, *rows):
+        cells = [
+            cell.ljust(width) if place < 2 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
+
+
+def report_lines(
+    findings: Mapping[str, Finding | None], window: Window, head: str
+) -> Iterator[str]:
+    """The report's text: the table, what is missing, and the verdict."""
+    yield head
+    yield f"content made available in {window}"
+    yield ""
+    rows = [
+        line.cells
+        for finding in findings.values()
+        if finding and finding.lines
+        for line in (*finding.lines, total(finding.lines))
+    ]
+    if rows:
+        yield from table(rows)
+        yield ""
+    for content_type, finding in findings.items():
+        if finding is None:
+            yield f"{content_type}: nothing polled yet"
+            continue
+        for hole in finding.holes:
+            until = api_time(hole.start + RETENTION - RETENTION_MARGIN)
+            yield (
+                f"hole: {content_type}: {hole}, {duration(hole.end - hole.start)}: not "
+                f"polled; the API has it until {until} UTC: run --reconcile before"
+            )
+        yield from (f"lost: {loss}" for loss in finding.losses)
+    yield verdict([finding for finding in findings.values() if finding])
+
+
+def verdict(findings: Sequence[Finding]) -> str:
+    """The report in a sentence."""
+    if not findings:
+        return "verdict: nothing polled yet"
+    holes = sum(len(finding.holes) for finding in findings)
+    losses = sum(len(finding.losses) for finding in findings)
+    pending = sum(line.pending for finding in findings for line in finding.lines)
+    waits = f"; {counted(pending, 'blob')} pending, tried again by each poll"
+    if holes or losses:
+        said = f"NOT COMPLETE: {counted(holes, 'hole')}, {counted(losses, 'loss')}"
+    else:
+        said = "complete: no hole, no loss; all that was listed is delivered"
+        said += " or pending" if pending else ""
+    return f"verdict: {said}{waits if pending else ''}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 hole, 2 holes, 2 losses."""
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{number} {noun if number == 1 else plural}"
+
+
+def report(
+    settings: Settings,
+    content_types: Sequence[str],
+    asked: Window | None,
+    now: datetime,
+) -> Exit:
+    """Print the report of a span, or of the last 7 days; GAP if something is missing.
+
+    Raises StateError; SinkError if standard output does not take it.
+    """
+    now = whole_second(now)
+    window = asked or Window(earliest(now), now)
+    window = Window(max(earliest(now), window.start), max(earliest(now), window.end))
+    path, azure = settings.poll.state_file, settings.azure
+    findings: dict[str, Finding | None] = dict.fromkeys(content_types)
+    ledger = Ledger.open(path, azure)
+    if ledger is not None:
+        with contextlib.closing(ledger):
+            for content_type in content_types:
+                began = ledger.began(content_type)
+                if began is None:
+                    continue
+                # What came before the first poll was never promised.
+                start = window.start if asked else max(window.start, began)
+                span = Window(min(start, window.end), window.end)
+                findings[content_type] = inspect(
+                    ledger, content_type, span, now - settings.poll.window
+                )
+    head = f"tenant {azure.tenant_id}, ledger {path}, at {api_time(now)} UTC"
+    lines = "\n".join(report_lines(findings, window, head)) + "\n"
+    StdoutSink().deliver([lines.encode("ascii", "backslashreplace")])
+    missing = any(
+        found and (found.holes or found.losses) for found in findings.values()
+    )
+    return Exit.GAP if missing else Exit.OK
 
 
 # == Command line ============================================================
@@ -4321,6 +4768,20 @@ def build_parser() -> argparse.ArgumentParser:
         help="JSON lines to standard output in place "
         "of Logstash; a try-out, which reads and writes no state",
     )
+    # What else can be done instead of a poll: one of these at most.
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument(
+        "--reconcile",
+        action="store_true",
+        help="list again all that the API still has (7 days, or --start and --end), "
+        "deliver what the ledger lacks, and end with the report",
+    )
+    modes.add_argument(
+        "--report",
+        action="store_true",
+        help="show, by the ledger alone, what was polled and delivered, and every hole "
+        "and loss; of the last 7 days, or of --start and --end",
+    )
     add(
         "-v",
         "--verbose",
@@ -4357,6 +4818,8 @@ class Order(NamedTuple):
     window: Window | None
     content_types: tuple[str, ...]
     stdout: bool
+    reconcile: bool = False
+    report: bool = False
 
 
 def read_order(
@@ -4374,6 +4837,8 @@ def read_order(
                 f"{nearest(text, CONTENT_TYPES)}, got {plain(text)!r}"
             )
     window = read_times(arguments.start, arguments.end, now, complaints)
+    if arguments.stdout and (arguments.reconcile or arguments.report):
+        complaints.append("--stdout: expected without --reconcile and --report")
     named = arguments.config or environ.get("O365_POLLER_CONFIG")
     default = Path(__file__).resolve().parent / "config.ini"
     if complaints:
@@ -4384,6 +4849,8 @@ def read_order(
         window=window,
         content_types=tuple(dict.fromkeys(types)),
         stdout=arguments.stdout,
+        reconcile=arguments.reconcile,
+        report=arguments.report,
     )
 
 
@@ -4459,10 +4926,12 @@ def carry_out(order: Order, settings: Settings, environ: Mapping[str, str]) -> E
     """Do what is asked for, under the lock where it is a poll."""
     now = datetime.now(UTC)
     content_types = order.content_types or settings.poll.content_types
+    if order.report:
+        return report(settings, content_types, order.window, now)
     if order.stdout:
         state = State.nowhere(settings.azure, now)
         return run_with(order, settings, environ, state, content_types)
-    polls = order.window is None
+    polls = order.window is None and not order.reconcile
     path = settings.poll.state_file
     with state_lock(path) if polls else contextlib.nullcontext():
         state = open_state(settings, content_types, now, locked=polls)
@@ -4499,7 +4968,10 @@ def run_with(
     gc.enable()
     warn_of_certificate(settings, ports)
     try:
-        if order.window is None:
+        if order.reconcile:
+            window = order.window or Window(run.now - RETENTION, run.now)
+            run.backfill(content_types, window, Purpose.RECONCILE)
+        elif order.window is None:
             run.poll_all(content_types)
         else:
             say_clipped(order.window, run.now)
@@ -4510,6 +4982,13 @@ def run_with(
         for tally in run.tallies.values():
             log.info("%s", tally)
         log.info("end: exit %d, %.1f s", run.exit, time.monotonic() - began)
+    if order.reconcile:
+        try:
+            shown = report(settings, content_types, order.window, run.now)
+        except PollerError as error:
+            run.note(error)
+            return run.exit
+        return worst([run.exit, shown])
     return run.exit
 
 
@@ -4575,7 +5054,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             order.config,
             os.environ,
             named=order.config_named,
-            sink_needed=not order.stdout,
+            sink_needed=not (order.stdout or order.report),
         )
         console.repeat = settings.alerts.repeat
         set_up_log_file(settings.logging)
