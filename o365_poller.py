@@ -686,7 +686,7 @@ class Reader:
             text = self.required(section, key, expected)
         else:
             text = self.text(section, key, default)
-        if text and not GUID.fullmatch(text):
+        if text and text != default and not GUID.fullmatch(text):
             self.complain(section, key, expected)
         return text.lower()
 
