@@ -519,18 +519,26 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {choices[found[0]]}?" if found else ""
 
 
-def read_ini(file: Path, complaints: list[str]) -> dict[str, dict[str, str]]:
-    """The file's sections and keys; what cannot be read goes to complaints."""
+def read_text(file: Path, complaints: list[str]) -> str | None:
+    """The text of a file; None, with a complaint, where it holds none."""
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
         complaints.append(f"{file}: cannot be read: {error.strerror}")
-        return {}
+        return None
     except UnicodeDecodeError:
         complaints.append(f"{file}: expected a text file (INI, UTF-8)")
-        return {}
+        return None
     if "\0" in text:
         complaints.append(f"{file}: expected a text file (INI, UTF-8), got binary data")
+        return None
+    return text
+
+
+def read_ini(file: Path, complaints: list[str]) -> dict[str, dict[str, str]]:
+    """The file's sections and keys; what cannot be read goes to complaints."""
+    text = read_text(file, complaints)
+    if text is None:
         return {}
     lines = text.splitlines()
     while True:
@@ -687,7 +695,7 @@ class Reader:
             text = self.required(section, key, expected)
         else:
             text = self.text(section, key, default)
-        if text and not GUID.fullmatch(text):
+        if text and text != default and not GUID.fullmatch(text):
             self.complain(section, key, expected)
         return text.lower()
 
@@ -872,7 +880,7 @@ def read_key_pair(reader: Reader) -> Credential:
             "a SHA-1 thumbprint: 40 hex digits, or 28 characters of base64",
         )
     if certificate is not None and thumbprint:
-        actual = certificate.fingerprint(hashes.SHA1()).hex()  # noqa: S303
+        actual = certificate.fingerprint(hashes.SHA1()).hex()  # noqa: S303 -- a name
         if actual != thumbprint:
             reader.complain("azure", "thumbprint", f"the certificate's own, {actual}")
     if None not in (key, certificate) and not signs_for(key, certificate.public_key()):
@@ -1543,6 +1551,7 @@ class EventSlicer:
         found: list[str] = []
         position, size = 0, len(text)
         while True:
+            # It matches the empty string too; mypy cannot know that.
             position = SPACES.match(text, position).end()  # type: ignore[union-attr]
             if position >= size:
                 return found, position
@@ -2100,15 +2109,7 @@ class State:
         self._connection.executemany(
             "INSERT OR REPLACE INTO delivered VALUES (?, ?, ?, ?, ?, ?, ?)",
             [
-                (
-                    content_type,
-                    milliseconds(done.blob.created),
-                    fingerprint(done.blob.id),
-                    done.events,
-                    done.bytes,
-                    stamp,
-                    slice_id,
-                )
+                delivered_row(content_type, done, stamp, slice_id)
                 for done in changes.delivered
             ],
         )
@@ -2124,17 +2125,7 @@ class State:
         )
         self._connection.executemany(
             "INSERT OR IGNORE INTO lost VALUES (?, ?, ?, ?, ?, ?)",
-            [
-                (
-                    content_type,
-                    lost.content_id,
-                    seconds(lost.window.start),
-                    seconds(lost.window.end),
-                    lost.reason,
-                    stamp,
-                )
-                for lost in changes.lost
-            ],
+            [lost_row(content_type, lost, stamp) for lost in changes.lost],
         )
 
     def _polled(self, content_type: str, window: Window) -> None:
@@ -2275,13 +2266,7 @@ class State:
             ]
 
         def is_known(blob: Blob) -> bool:
-            values = {
-                "type": content_type,
-                "created": milliseconds(blob.created),
-                "hash": fingerprint(blob.id),
-                "id": blob.id,
-                "start": seconds(blob.created),
-            }
+            values = lookup_values(content_type, blob)
             with self._lock, state_errors(self.path):
                 return any(
                     self._connection.execute(query, values).fetchone()
@@ -2333,6 +2318,31 @@ class State:
             Lost(content_type, Window(moment(start), moment(end)), reason, content_id)
             for content_type, start, end, reason, content_id in rows
         ]
+
+
+def lookup_values(content_type: str, blob: Blob) -> dict[str, object]:
+    """What the questions of State.known are asked with."""
+    return {
+        "type": content_type,
+        "created": milliseconds(blob.created),
+        "hash": fingerprint(blob.id),
+        "id": blob.id,
+        "start": seconds(blob.created),
+    }
+
+
+def delivered_row(
+    content_type: str, done: Delivered, stamp: int, slice_id: int
+) -> tuple[object, ...]:
+    """A delivered blob as its row."""
+    created, id_ = milliseconds(done.blob.created), fingerprint(done.blob.id)
+    return (content_type, created, id_, done.events, done.bytes, stamp, slice_id)
+
+
+def lost_row(content_type: str, lost: Lost, stamp: int) -> tuple[object, ...]:
+    """What is lost, as its row."""
+    start, end = seconds(lost.window.start), seconds(lost.window.end)
+    return (content_type, lost.content_id, start, end, lost.reason, stamp)
 
 
 def pending_row(content_type: str, pending: Pending) -> tuple[object, ...]:
@@ -4488,8 +4498,8 @@ class Run:
                 "clocks",
                 ours,
                 f"this machine's clock is {(ours - theirs).total_seconds():+.0f} s "
-                "from the API's; windows go by the earlier, so nothing is lost; "
-                "set the clock (NTP)",
+                "from the API's; windows go by the earlier of the two, so nothing is "
+                "lost; set the clock (NTP)",
             )
 
     def plan(self, content_type: str, tally: Tally) -> list[Slice]:
@@ -6458,7 +6468,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; every error becomes a sentence and a code here, once."""
     arguments = build_parser().parse_args(argv)
     if arguments.version:
-        print(version_text())  # noqa: T201
+        print(version_text())  # noqa: T201 -- what was asked for
         return Exit.OK
     os.umask(0o077)
     gc.disable()  # until the imports are done: it costs them a tenth
