@@ -59,6 +59,7 @@ import termios
 import threading
 import time
 import unicodedata
+import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -81,6 +82,11 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 if TYPE_CHECKING:
     import requests
+
+if __name__ == "__main__":
+    # Nothing that start-up makes is garbage: looking for it costs an idle poll a tenth.
+    # run_with() switches it on again.
+    gc.disable()
 
 __version__ = "1.0.0"
 
@@ -2482,6 +2488,25 @@ def tls_context(bundle: Path | None) -> ssl.SSLContext:
     return context
 
 
+def load_requests() -> None:
+    """Import requests without its guesser of encodings, which it can do without.
+
+    We read bytes and know that they are UTF-8; the guesser's tables are a tenth of what
+    msal and requests cost to import.
+    """
+    guessers = ("chardet", "charset_normalizer")
+    absent = [name for name in guessers if name not in sys.modules]
+    # Documented: None in sys.modules makes an import say that there is no such module.
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # requests says that it misses them
+            import requests  # noqa: F401
+    finally:
+        for name in absent:
+            sys.modules.pop(name, None)
+
+
 def make_adapter(
     context: ssl.SSLContext, connections: int
 ) -> requests.adapters.HTTPAdapter:
@@ -2765,6 +2790,7 @@ def make_http(
 
     Raises ConfigError if the bundle cannot be read.
     """
+    load_requests()
     from requests.utils import get_environ_proxies
 
     context = tls_context(ca_bundle(settings.azure, environ))
@@ -6471,7 +6497,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(version_text())  # noqa: T201 -- what was asked for
         return Exit.OK
     os.umask(0o077)
-    gc.disable()  # until the imports are done: it costs them a tenth
     console = set_up_console(arguments.verbose, live=not arguments.stdout)
     try:
         stop_on_signals()
