@@ -2963,10 +2963,11 @@ class TokenSource:
         Documented by trial (msal 1.39): ValueError for a 4xx at discovery and for
         non-JSON, MsalServiceError for a 5xx, TypeError and more for keys.
         """
-        self._msal_http.last = None
         try:
             if self._app is None:
+                self._msal_http.last = None
                 self._app = self._make_app()
+            # Else the last answer stays: msal replays a 400 without asking again.
             told = self._app.acquire_token_for_client(scopes=[self._scope])
         except PollerError:
             raise
