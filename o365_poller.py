@@ -4138,7 +4138,7 @@ LONG_WINDOW = timedelta(hours=1)
 def time_left(seconds_: float) -> str:
     """A rough span for people."""
     minutes = round(seconds_ / 60)
-    if minutes < 1:
+    if seconds_ < 60:
         return "less than a minute"
     if minutes < 120:
         return f"{minutes} min"
