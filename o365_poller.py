@@ -41,11 +41,11 @@ import contextlib
 import enum
 import fcntl
 import functools
+import gc
 import hashlib
 import itertools
 import json
 import logging
-import logging.handlers
 import os
 import queue
 import random
@@ -62,16 +62,17 @@ import unicodedata
 import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from difflib import get_close_matches
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import (
     TYPE_CHECKING,
     Any,
     ClassVar,
     Generic,
+    NamedTuple,
     Protocol,
     TextIO,
     TypeVar,
@@ -102,8 +103,7 @@ PERMISSIONS = {"DLP.All": "ActivityFeed.ReadDlp"}
 PERMISSION = "ActivityFeed.Read"
 
 
-@dataclass(frozen=True)
-class Cloud:
+class Cloud(NamedTuple):
     """Where a national cloud answers; roots without tenant or trailing slash."""
 
     login_root: str
@@ -159,8 +159,8 @@ EMPTY_PAGES_MOST = 10
 MEGABYTE = 1 << 20
 LISTING_BYTES = 64 * MEGABYTE
 BLOB_BYTES = 256 * MEGABYTE
-BUDGET_BYTES = 24 * MEGABYTE
-BATCH_BYTES = 8 * MEGABYTE
+BUDGET_BYTES = 16 * MEGABYTE
+BATCH_BYTES = 6 * MEGABYTE
 CHUNK = MEGABYTE
 SEND_CHUNK = 256 * 1024
 
@@ -352,19 +352,19 @@ class Redactor(logging.Filter):
         return True
 
 
-@dataclass(frozen=True)
-class Credential:
+class Credential(NamedTuple):
     """What proves the application's identity to Entra ID: a key or a secret."""
 
-    private_key: Secret  # PEM, decrypted: it lives in this process only
+    private_key: (
+        Any  # cryptography's key object, which no repr shows; None for a secret
+    )
     certificate: str  # PEM, or "" with a thumbprint alone
     thumbprint: str  # SHA-1, lower-case hex, or "": then PS256 and x5t#S256
     client_secret: Secret
     expires: datetime | None = None
 
 
-@dataclass(frozen=True)
-class Azure:
+class Azure(NamedTuple):
     """[azure]: who asks, of whom, and where they answer."""
 
     tenant_id: str
@@ -377,8 +377,7 @@ class Azure:
     publisher_id: str
 
 
-@dataclass(frozen=True)
-class Poll:
+class Poll(NamedTuple):
     """[poll]: what is asked for, and how."""
 
     content_types: tuple[str, ...]
@@ -389,8 +388,7 @@ class Poll:
     timeout_seconds: float
 
 
-@dataclass(frozen=True)
-class Host:
+class Host(NamedTuple):
     """One Logstash host."""
 
     name: str
@@ -404,8 +402,7 @@ class Host:
         )
 
 
-@dataclass(frozen=True)
-class Logstash:
+class Logstash(NamedTuple):
     """[logstash]: where the lines go."""
 
     hosts: tuple[Host, ...]
@@ -417,24 +414,21 @@ class Logstash:
     run_events: bool
 
 
-@dataclass(frozen=True)
-class Logging:
+class Logging(NamedTuple):
     """[logging]: the log file."""
 
     file: Path | None
     level: str
 
 
-@dataclass(frozen=True)
-class Graph:
+class Graph(NamedTuple):
     """[graph]: names of applications."""
 
     application_names: bool
     cache_file: Path
 
 
-@dataclass(frozen=True)
-class Alerts:
+class Alerts(NamedTuple):
     """[alerts]: who gets mail, and when."""
 
     smtp_host: str
@@ -448,8 +442,7 @@ class Alerts:
     certificate_days: int
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """The whole configuration, checked."""
 
     file: Path
@@ -512,30 +505,40 @@ KEYS: dict[str, tuple[str, ...]] = {
 SECRET_KEYS = ("private_key_passphrase", "client_secret", "password")
 ENVIRONMENT = "O365_POLLER_"
 SMTP_PORTS = {"none": 25, "starttls": 587, "tls": 465}
-GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+GUID = re.compile("-".join(f"[0-9A-Fa-f]{{{n}}}" for n in (8, 4, 4, 4, 12)))
 HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?")
 TRUE_WORDS, FALSE_WORDS = ("yes", "true", "on", "1"), ("no", "false", "off", "0")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A remark on the known name that was probably meant, or nothing."""
+    from difflib import get_close_matches
+
     choices = {name.lower(): name for name in known}
     found = get_close_matches(word.lower(), choices, n=1)
     return f"; did you mean {choices[found[0]]}?" if found else ""
 
 
-def read_ini(file: Path, complaints: list[str]) -> dict[str, dict[str, str]]:
-    """The file's sections and keys; what cannot be read goes to complaints."""
+def read_text(file: Path, complaints: list[str]) -> str | None:
+    """The text of a file; None, with a complaint, where it holds none."""
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
         complaints.append(f"{file}: cannot be read: {error.strerror}")
-        return {}
+        return None
     except UnicodeDecodeError:
         complaints.append(f"{file}: expected a text file (INI, UTF-8)")
-        return {}
+        return None
     if "\0" in text:
         complaints.append(f"{file}: expected a text file (INI, UTF-8), got binary data")
+        return None
+    return text
+
+
+def read_ini(file: Path, complaints: list[str]) -> dict[str, dict[str, str]]:
+    """The file's sections and keys; what cannot be read goes to complaints."""
+    text = read_text(file, complaints)
+    if text is None:
         return {}
     lines = text.splitlines()
     while True:
@@ -692,7 +695,7 @@ class Reader:
             text = self.required(section, key, expected)
         else:
             text = self.text(section, key, default)
-        if text and not GUID.fullmatch(text):
+        if text and text != default and not GUID.fullmatch(text):
             self.complain(section, key, expected)
         return text.lower()
 
@@ -784,7 +787,11 @@ def read_private_key(reader: Reader) -> Any:
         return None
     passphrase = reader.text("azure", "private_key_passphrase")
     try:
-        key = load_pem_private_key(pem, passphrase.encode() or None)
+        # Its own check of the numbers takes 30 ms at each start; signs_for() does too,
+        # by use.
+        key = load_pem_private_key(
+            pem, passphrase.encode() or None, unsafe_skip_rsa_key_validation=True
+        )
     except TypeError:  # by cryptography's documentation: given or missing wrongly
         fit = (
             "none, for the key is not encrypted"
@@ -847,7 +854,7 @@ def read_credential(reader: Reader) -> Credential:
             reader.complain(
                 "azure", "client_secret", f"no {' and no '.join(given)} beside it"
             )
-        return Credential(Secret(""), "", "", Secret(secret))
+        return Credential(None, "", "", Secret(secret))
     if "private_key" not in given:
         reader.complain("azure", "private_key", "the path of a PEM file; it is missing")
     if not {"certificate", "thumbprint"} & set(given):
@@ -873,29 +880,33 @@ def read_key_pair(reader: Reader) -> Credential:
             "a SHA-1 thumbprint: 40 hex digits, or 28 characters of base64",
         )
     if certificate is not None and thumbprint:
-        actual = certificate.fingerprint(hashes.SHA1()).hex()  # noqa: S303
+        actual = certificate.fingerprint(hashes.SHA1()).hex()  # noqa: S303 -- a name
         if actual != thumbprint:
             reader.complain("azure", "thumbprint", f"the certificate's own, {actual}")
-    if None not in (key, certificate) and (
-        key.public_key() != certificate.public_key()
-    ):
+    if None not in (key, certificate) and not signs_for(key, certificate.public_key()):
         reader.complain(
             "azure", "certificate", "the certificate that belongs to the private key"
         )
-    pem = (
-        ""
-        if key is None
-        else key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        ).decode()
-    )
     if certificate is None:
-        return Credential(Secret(pem), "", thumbprint, Secret(""))
-    own = certificate.public_bytes(serialization.Encoding.PEM).decode()
+        return Credential(key, "", thumbprint, Secret(""))
+    pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
     expires = certificate.not_valid_after_utc
-    return Credential(Secret(pem), own, thumbprint, Secret(""), expires)
+    return Credential(key, pem, thumbprint, Secret(""), expires)
+
+
+def signs_for(key: Any, public_key: Any) -> bool:
+    """Whether a key's signature is good by a certificate's public key."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    try:
+        text = b"o365_poller"
+        signature = key.sign(text, PKCS1v15(), SHA256())
+        public_key.verify(signature, text, PKCS1v15(), SHA256())
+    except (InvalidSignature, ValueError, TypeError, AttributeError):
+        return False
+    return True
 
 
 # -- the sections ---------------------------------------------------------------
@@ -1094,8 +1105,7 @@ AGE = re.compile(r"(\d{1,6})([smhdw])")
 AGE_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """A span of availability (contentCreated), [start, end), in whole seconds."""
 
     start: datetime
@@ -1116,12 +1126,16 @@ def api_time(moment: datetime) -> str:
 
 
 def read_api_time(text: object) -> datetime | None:
-    """A time of an answer, such as contentCreated; None if it is none. Naive is UTC."""
+    """A time of an answer, such as contentCreated; None if it is none. Naive is UTC.
+
+    None as well for .NET's DateTime.MinValue and MaxValue, which mean "not set" and
+    are too near the ends of the calendar to be counted with.
+    """
     try:
-        moment = datetime.fromisoformat(str(text))
-        return as_utc(moment)
+        moment = as_utc(datetime.fromisoformat(str(text)))
     except (ValueError, OverflowError):
         return None
+    return moment if 1970 <= moment.year < 9999 else None
 
 
 def as_utc(moment: datetime) -> datetime:
@@ -1189,8 +1203,7 @@ def without(window: Window, polled: Iterable[Window]) -> list[Window]:
 # What the API's answers mean. Decisions only: nothing here touches the network.
 
 
-@dataclass(frozen=True)
-class Blob:
+class Blob(NamedTuple):
     """One content blob, as a listing names it."""
 
     content_type: str
@@ -1220,8 +1233,7 @@ class Verdict(enum.Enum):
     FAILED = "not this time"
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """An answer, whole; header names in lower case."""
 
     status: int
@@ -1229,8 +1241,7 @@ class Answer:
     body: bytes
 
 
-@dataclass(frozen=True)
-class Judgement:
+class Judgement(NamedTuple):
     """The verdict on an answer, with what to tell a person."""
 
     verdict: Verdict
@@ -1338,11 +1349,13 @@ def judge_status(status: int, code: str) -> Verdict:
     return Verdict.FAILED
 
 
-def parse_listing(body: bytes, content_type: str, listed: datetime) -> list[Blob]:
-    """The blobs of a listing, as the API names them.
+def parse_listing(
+    body: bytes, content_type: str, listed: datetime
+) -> tuple[list[Blob], int]:
+    """The blobs of a listing, as the API names them, and how many entries are none.
 
     A blob without a readable contentCreated counts as made when it was listed. Raises
-    BrokenAnswerError if it is no array of objects with contentId.
+    BrokenAnswerError if it is no array.
     """
     try:
         entries = json.loads(body.decode("utf-8-sig"))
@@ -1350,11 +1363,11 @@ def parse_listing(body: bytes, content_type: str, listed: datetime) -> list[Blob
         raise BrokenAnswerError("the listing is not JSON") from None
     if not isinstance(entries, list):
         raise BrokenAnswerError("the listing is not an array")
-    blobs = []
+    blobs: list[Blob] = []
     for entry in entries:
         content_id = entry.get("contentId") if isinstance(entry, Mapping) else None
         if not isinstance(content_id, str) or not content_id:
-            raise BrokenAnswerError("the listing has an entry without contentId")
+            continue
         blobs.append(
             Blob(
                 content_type,
@@ -1364,7 +1377,7 @@ def parse_listing(body: bytes, content_type: str, listed: datetime) -> list[Blob
                 read_api_time(entry.get("contentExpiration")),
             )
         )
-    return blobs
+    return blobs, len(entries) - len(blobs)
 
 
 def parse_subscriptions(body: bytes) -> set[str]:
@@ -1383,8 +1396,7 @@ def parse_subscriptions(body: bytes) -> set[str]:
         raise BrokenAnswerError("the list of subscriptions is not JSON") from None
 
 
-@dataclass(frozen=True)
-class Feed:
+class Feed(NamedTuple):
     """The addresses of one tenant's activity feed; every URL with a token is made here.
 
     PublisherIdentifier is on every one: without it all such clients in the world
@@ -1483,7 +1495,8 @@ def next_page_header(headers: Mapping[str, str]) -> str:
 Decorate = Callable[[Mapping[str, Any], str], str]
 
 SPACES = re.compile(r"[ \t\n\r]*")
-STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+# The closing quote may not be there yet: a bracket behind it is text all the same.
+STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 # Numbers are not looked at; kept as text they cost less, and no number is too long
 # (int() refuses more than 4,300 digits).
 DECODER = json.JSONDecoder(parse_int=str, parse_float=str)
@@ -1538,6 +1551,7 @@ class EventSlicer:
         found: list[str] = []
         position, size = 0, len(text)
         while True:
+            # It matches the empty string too; mypy cannot know that.
             position = SPACES.match(text, position).end()  # type: ignore[union-attr]
             if position >= size:
                 return found, position
@@ -1681,8 +1695,7 @@ def fingerprint(content_id: str) -> bytes:
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
-@dataclass(frozen=True)
-class Slice:
+class Slice(NamedTuple):
     """A window of one content type on its way to being polled.
 
     id is 0 until a batch of it is confirmed; reopened marks one that an earlier run
@@ -1695,8 +1708,7 @@ class Slice:
     reopened: bool = False
 
 
-@dataclass(frozen=True)
-class Delivered:
+class Delivered(NamedTuple):
     """A blob whose events the sink has confirmed."""
 
     blob: Blob
@@ -1704,8 +1716,7 @@ class Delivered:
     bytes: int
 
 
-@dataclass(frozen=True)
-class Pending:
+class Pending(NamedTuple):
     """A blob that was listed and could not be fetched yet."""
 
     blob: Blob
@@ -1714,8 +1725,7 @@ class Pending:
     reason: str
 
 
-@dataclass(frozen=True)
-class Lost:
+class Lost(NamedTuple):
     """What can no longer be had: a span of availability, or a blob."""
 
     content_type: str
@@ -1889,8 +1899,13 @@ class State:
         return state
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._connection.close()
+        """Let go of the file.
+
+        Under the lock: a listing that nobody waits for any more may be asking what is
+        known, and SQLite would crash the process if its connection went away.
+        """
+        with self._lock:
+            self._connection.close()
 
     # -- plumbing
 
@@ -1947,15 +1962,14 @@ class State:
         """Take the watermark and the spans polled back to where the clocks agree."""
         with self._transaction():
             self._set_watermark(content_type, time)
-            rest = Window(time, moment(1 << 40))
             for table in ("polled", "slice"):
                 self._connection.execute(
                     f"DELETE FROM {table} WHERE content_type = ? AND start >= ?",
-                    (content_type, seconds(rest.start)),
+                    (content_type, seconds(time)),
                 )
                 self._connection.execute(
                     f"UPDATE {table} SET end = ?1 WHERE content_type = ?2 AND end > ?1",
-                    (seconds(rest.start), content_type),
+                    (seconds(time), content_type),
                 )
 
     def newest_created(self, content_type: str, before: datetime) -> datetime | None:
@@ -2055,6 +2069,16 @@ class State:
                 "DELETE FROM slice WHERE id = ? AND start >= end", (slice_.id,)
             )
 
+    def split(self, slice_: Slice, early: Window) -> Slice:
+        """Cut a given-up slice in two; gives the new one, its earlier part."""
+        with self._transaction():
+            self._connection.execute(
+                "UPDATE slice SET start = ? WHERE id = ?",
+                (seconds(early.end), slice_.id),
+            )
+            part = Slice(slice_.content_type, early, reopened=True)
+            return self._begin(part, given_up=True)
+
     def lose_span(
         self, content_type: str, window: Window, now: datetime, *, watermark: bool
     ) -> list[Lost]:
@@ -2085,15 +2109,7 @@ class State:
         self._connection.executemany(
             "INSERT OR REPLACE INTO delivered VALUES (?, ?, ?, ?, ?, ?, ?)",
             [
-                (
-                    content_type,
-                    milliseconds(done.blob.created),
-                    fingerprint(done.blob.id),
-                    done.events,
-                    done.bytes,
-                    stamp,
-                    slice_id,
-                )
+                delivered_row(content_type, done, stamp, slice_id)
                 for done in changes.delivered
             ],
         )
@@ -2109,17 +2125,7 @@ class State:
         )
         self._connection.executemany(
             "INSERT OR IGNORE INTO lost VALUES (?, ?, ?, ?, ?, ?)",
-            [
-                (
-                    content_type,
-                    lost.content_id,
-                    seconds(lost.window.start),
-                    seconds(lost.window.end),
-                    lost.reason,
-                    stamp,
-                )
-                for lost in changes.lost
-            ],
+            [lost_row(content_type, lost, stamp) for lost in changes.lost],
         )
 
     def _polled(self, content_type: str, window: Window) -> None:
@@ -2172,6 +2178,20 @@ class State:
             content_type,
         )
         return [Window(moment(start), moment(end)) for start, end in rows]
+
+    def is_lost(self, blob: Blob) -> bool:
+        """Whether a blob is in the ledger as lost."""
+        window = blob_window(blob)
+        return bool(
+            self._rows(
+                "SELECT 1 FROM lost WHERE content_type = ? AND start = ? AND end = ? "
+                "AND content_id = ?",
+                blob.content_type,
+                seconds(window.start),
+                seconds(window.end),
+                blob.id,
+            )
+        )
 
     def settle(self, content_type: str, changes: Changes, now: datetime) -> None:
         """Record what became of blobs outside any slice: pending ones, a backfill's."""
@@ -2246,13 +2266,7 @@ class State:
             ]
 
         def is_known(blob: Blob) -> bool:
-            values = {
-                "type": content_type,
-                "created": milliseconds(blob.created),
-                "hash": fingerprint(blob.id),
-                "id": blob.id,
-                "start": seconds(blob.created),
-            }
+            values = lookup_values(content_type, blob)
             with self._lock, state_errors(self.path):
                 return any(
                     self._connection.execute(query, values).fetchone()
@@ -2304,6 +2318,31 @@ class State:
             Lost(content_type, Window(moment(start), moment(end)), reason, content_id)
             for content_type, start, end, reason, content_id in rows
         ]
+
+
+def lookup_values(content_type: str, blob: Blob) -> dict[str, object]:
+    """What the questions of State.known are asked with."""
+    return {
+        "type": content_type,
+        "created": milliseconds(blob.created),
+        "hash": fingerprint(blob.id),
+        "id": blob.id,
+        "start": seconds(blob.created),
+    }
+
+
+def delivered_row(
+    content_type: str, done: Delivered, stamp: int, slice_id: int
+) -> tuple[object, ...]:
+    """A delivered blob as its row."""
+    created, id_ = milliseconds(done.blob.created), fingerprint(done.blob.id)
+    return (content_type, created, id_, done.events, done.bytes, stamp, slice_id)
+
+
+def lost_row(content_type: str, lost: Lost, stamp: int) -> tuple[object, ...]:
+    """What is lost, as its row."""
+    start, end = seconds(lost.window.start), seconds(lost.window.end)
+    return (content_type, lost.content_id, start, end, lost.reason, stamp)
 
 
 def pending_row(content_type: str, pending: Pending) -> tuple[object, ...]:
@@ -2386,8 +2425,7 @@ def set_aside(
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Taken(Generic[T]):
+class Taken(NamedTuple, Generic[T]):
     """What was made of a good answer."""
 
     value: T
@@ -2494,14 +2532,13 @@ class Throttle:
                 return
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One thing to ask for, in as many tries as it may take."""
 
     method: str
     url: str
     what: str  # for people: "listing of Audit.Exchange"
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = MappingProxyType({})
     body: str | None = None
     tries: int = TRIES
     takes_any: bool = False  # hand over every final answer, not the good ones alone
@@ -2816,8 +2853,7 @@ AADSTS = {
 AADSTS_PASSING = frozenset({90033, 90024, 90055, 50196})
 
 
-@dataclass(frozen=True)
-class TokenAnswer:
+class TokenAnswer(NamedTuple):
     """What Entra ID answered, as far as a person needs it."""
 
     status: int
@@ -3002,16 +3038,18 @@ class TokenSource:
 
         azure, credential = self._azure, self._azure.credential
         given: object
+        # msal documents PEM text for private_key; it hands the key on as it is, and
+        # PyJWT takes the object without parsing it again.
         if credential.client_secret:
             given = credential.client_secret.reveal()
         elif credential.thumbprint:
             given = {
-                "private_key": credential.private_key.reveal(),
+                "private_key": credential.private_key,
                 "thumbprint": credential.thumbprint,
             }
         else:
             given = {
-                "private_key": credential.private_key.reveal(),
+                "private_key": credential.private_key,
                 "public_certificate": credential.certificate,
             }
         root = urlsplit(azure.login_root)
@@ -3112,8 +3150,7 @@ WELL_KNOWN_APPLICATIONS = {
 }
 
 
-@dataclass(frozen=True)
-class KnownName:
+class KnownName(NamedTuple):
     """What Graph said of an application: its name, "" for none, and when (Unix)."""
 
     name: str
@@ -3495,8 +3532,7 @@ class SeenIds:
         return fresh, progress
 
 
-@dataclass(frozen=True)
-class Fetched:
+class Fetched(NamedTuple):
     """A blob's events as lines, ready for the wire."""
 
     blob: Blob
@@ -3531,6 +3567,7 @@ class ActivityApi:
         self._http = http
         self._bearer = bearer
         self._decorate = decorate
+        self._asked_to_start: set[str] = set()
 
     def date(self) -> datetime | None:
         """The API's clock, by the newest Date header; None before the first answer."""
@@ -3557,6 +3594,7 @@ class ActivityApi:
         Documented: 15 minutes must pass between two starts. Observed: the refusal comes
         as 403 or 429 with code "429". Raises SourceError, RefusedError.
         """
+        self._asked_to_start.add(content_type)
         url = self.feed.operation("start", contentType=content_type)
         call = Call("POST", url, f"start of the subscription to {content_type}")
         try:
@@ -3581,13 +3619,13 @@ class ActivityApi:
         """
         what = f"{content_type}: listing of {window}"
         seen = SeenIds()
-        for attempt in (1, 2):
+        for _ in (1, 2):
             try:
                 yield from self._pages(content_type, window, seen, stop)
                 return
             except NotSubscribedError as error:
                 # Documented: AF20022, AF20023. Observed: at times after a good list.
-                if attempt == 1:
+                if content_type not in self._asked_to_start:
                     note = self.start(content_type)
                     log.info("%s: subscription %s", content_type, note)
                 reason = f"the subscription is not active yet ({error})"
@@ -3605,14 +3643,16 @@ class ActivityApi:
         stop: threading.Event,
     ) -> Iterator[Blob]:
         what = f"{content_type}: listing of {window}"
-        url, asked, empty = self.feed.listing(content_type, window), set(), 0
+        url, asked = self.feed.listing(content_type, window), set()
+        empty = odd_entries = 0
         for number in range(1, PAGES_MOST + 1):
             asked.add(fingerprint(url))
-            blobs, following = self._page(url, what, content_type, stop)
+            blobs, odd, following = self._page(url, what, content_type, stop)
+            odd_entries += odd
             fresh, progress = seen.add(blobs)
             yield from fresh
             if not following:
-                return
+                break
             empty = 0 if blobs else empty + 1
             url = self.feed.next_page(following)
             if not url:
@@ -3625,18 +3665,19 @@ class ActivityApi:
             turns = bool(blobs) and not progress
             if fingerprint(url) in asked or turns or empty > EMPTY_PAGES_MOST:
                 raise broken_listing(what, f"the pages go in a circle at page {number}")
-        raise broken_listing(what, f"no end after {PAGES_MOST} pages")
+        else:
+            raise broken_listing(what, f"no end after {PAGES_MOST} pages")
+        if odd_entries:
+            raise broken_listing(what, f"{odd_entries} entries have no contentId")
 
     def _page(
         self, url: str, what: str, content_type: str, stop: threading.Event
-    ) -> tuple[list[Blob], str]:
-        def take(response: requests.Response) -> tuple[list[Blob], str]:
+    ) -> tuple[list[Blob], int, str]:
+        def take(response: requests.Response) -> tuple[list[Blob], int, str]:
             answer = read_answer(response)
             listed = self.date() or datetime.now(UTC)
-            return (
-                parse_listing(answer.body, content_type, listed),
-                next_page_header(answer.headers),
-            )
+            blobs, odd = parse_listing(answer.body, content_type, listed)
+            return blobs, odd, next_page_header(answer.headers)
 
         try:
             return self._http.ask(Call("GET", url, what), take, self._bearer, stop)
@@ -3768,8 +3809,7 @@ class Budget:
             self._changed.notify_all()
 
 
-@dataclass(frozen=True)
-class TicketRoom:
+class TicketRoom(NamedTuple):
     """The budget as one download sees it."""
 
     budget: Budget
@@ -3785,8 +3825,7 @@ class TicketRoom:
         self.budget.take(self.ticket, amount, self.stop)
 
 
-@dataclass(frozen=True)
-class Failed:
+class Failed(NamedTuple):
     """A blob that could not be fetched, and why."""
 
     blob: Blob
@@ -3795,11 +3834,10 @@ class Failed:
     outage: bool = False  # no answer about this blob: the service may be ill
 
 
-@dataclass(frozen=True)
-class Listed:
+class Listed(NamedTuple):
     """The listing has ended, whole or with an error."""
 
-    count: int
+    blobs: int
     error: BaseException | None
 
 
@@ -3832,7 +3870,7 @@ class Downloads:
         threading.Thread(target=self._list, args=(blobs,), daemon=True).start()
         done, listed = 0, None
         try:
-            while listed is None or done < listed.count:
+            while listed is None or done < listed.blobs:
                 result = self._results.get()
                 if isinstance(result, BaseException):
                     raise result
@@ -4273,8 +4311,7 @@ class Source(Protocol):
     ) -> Fetched: ...
 
 
-@dataclass(frozen=True)
-class Ports:
+class Ports(NamedTuple):
     """The edges that a run works with; tests put others in their place."""
 
     api: Source
@@ -4369,6 +4406,7 @@ class Run:
         self.exits: set[Exit] = set()
         self.errors: list[tuple[str, PollerError]] = []  # with its content type or ""
         self.now = whole_second(ports.clock())
+        self.oldest = earliest(self.now)  # by the API's clock, where it tells
         self._progress = Progress()
 
     @property
@@ -4411,7 +4449,9 @@ class Run:
         for content_type in self.subscribed(content_types):
             end = min(window.end, self.now)
             start = max(window.start, earliest(self.now))
-            jobs = [Slice(content_type, part) for part in slices(Window(start, end))]
+            jobs = [
+                Slice(content_type, each) for each in self.parts(Window(start, end))
+            ]
             tally = self.tally(content_type)
             self.work(jobs, tally, purpose)
 
@@ -4425,7 +4465,7 @@ class Run:
             enabled = self.ports.api.subscriptions()
         except SourceError as error:
             # Content may be had all the same; if it can't, its listing will say so.
-            log.info("%s", error)
+            log.warning("%s; going on to the content", error.what)
         except TokenError:
             raise
         except RefusedError as error:
@@ -4452,14 +4492,15 @@ class Run:
         """Take now from the earlier of this machine's clock and the API's."""
         ours, theirs = self.ports.clock(), self.ports.api.date()
         self.now = whole_second(min(ours, theirs or ours))
+        self.oldest = earliest(whole_second(theirs or ours))
         if theirs and abs(ours - theirs) > CLOCKS_AGREE:
             lasting_warning(
                 self.ports.state,
                 "clocks",
                 ours,
                 f"this machine's clock is {(ours - theirs).total_seconds():+.0f} s "
-                "from the API's; windows go by the earlier of the two, so nothing is lost; "
-                "set the clock (NTP)",
+                "from the API's; windows go by the earlier of the two, so nothing is "
+                "lost; set the clock (NTP)",
             )
 
     def plan(self, content_type: str, tally: Tally) -> list[Slice]:
@@ -4483,7 +4524,18 @@ class Run:
                 watermark = earliest(now)
             start = poll_start(watermark, now, self.poll.window, self.poll.overlap)
         jobs = list(self.reopen(content_type, tally))
-        return jobs + [Slice(content_type, part) for part in slices(Window(start, now))]
+        parts = self.parts(Window(start, now))
+        return jobs + [Slice(content_type, part) for part in parts]
+
+    def parts(self, window: Window) -> Iterator[Window]:
+        """The slices of a window; apart from them what only our clock calls listable.
+
+        With a clock that is behind, the API refuses the oldest minutes of a catch-up:
+        they may not take 23 hours with them.
+        """
+        cut = min(max(window.start, self.oldest), window.end)
+        yield from slices(Window(window.start, cut))
+        yield from slices(Window(cut, window.end))
 
     def bring_back(self, content_type: str, watermark: datetime) -> datetime:
         """Take a watermark ahead of now back to where the clocks agree.
@@ -4514,6 +4566,9 @@ class Run:
                 self.lose(content_type, gone, tally, watermark=False)
                 self.ports.state.clip(job, limit)
                 start = limit
+            if start < self.oldest < end:
+                yield self.ports.state.split(job, Window(start, self.oldest))
+                start = self.oldest
             if start < end:
                 yield Slice(content_type, Window(start, end), job.id, reopened=True)
 
@@ -4671,6 +4726,8 @@ class Run:
         self, failure: Failed, batch: Batch, waiting: Mapping[str, Pending]
     ) -> None:
         """Note what becomes of a blob that could not be fetched."""
+        if failure.blob.id not in waiting and self.ports.state.is_lost(failure.blob):
+            return  # said before; a backfill or --reconcile has tried it once more
         what = fate(failure, waiting.get(failure.blob.id), self.now)
         if isinstance(what, Lost):
             batch.changes.lost.append(what)
@@ -4857,8 +4914,7 @@ def word_due(
     return None if told <= now < told + repeat else Word.STILL
 
 
-@dataclass(frozen=True)
-class Condition:
+class Condition(NamedTuple):
     """Something that a person has to mend, and whether it lasts."""
 
     key: str
@@ -4867,8 +4923,7 @@ class Condition:
     text: str
 
 
-@dataclass(frozen=True)
-class Letter:
+class Letter(NamedTuple):
     """A mail that is due, and what to note once the relay has taken it."""
 
     subject: str
@@ -5171,8 +5226,7 @@ LISTED_MOST = 2_000  # enough to see that content flows; a big tenant has many m
 DAY = timedelta(days=1)
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What a step has found; FAIL where a poll would end with another code than 0."""
 
     name: str
@@ -5216,7 +5270,7 @@ class PatientHttp(Http):
         stop: threading.Event | None = None,
     ) -> T:
         """As Http.ask does."""
-        fewer = replace(call, tries=min(call.tries, CHECK_TRIES))
+        fewer = call._replace(tries=min(call.tries, CHECK_TRIES))
         return super().ask(fewer, take, bearer, stop)
 
 
@@ -5464,8 +5518,8 @@ def try_host(settings: Logstash, host: Host) -> str:
 
 def check_logstash(settings: Logstash) -> Iterator[Step]:
     """Each Logstash host; a poll fails where none is left."""
-    bounded = replace(
-        settings, timeout_seconds=min(settings.timeout_seconds, CHECK_SECONDS)
+    bounded = settings._replace(
+        timeout_seconds=min(settings.timeout_seconds, CHECK_SECONDS)
     )
     found: dict[Host, tuple[bool, str]] = {}
     for host in settings.hosts:
@@ -5557,6 +5611,398 @@ def check_steps(
     yield from check_relay(settings.alerts)
 
 
+# == Report ==================================================================
+# The proof of completeness, from the ledger alone: what was polled and delivered, and
+# every hole and loss by its name. ASCII, to be kept with the audit's papers.
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+COLUMNS = (
+    "content type",
+    "period",
+    "polled",
+    "listed",
+    "delivered",
+    "pending",
+    "lost",
+    "events",
+)
+
+
+class Line(NamedTuple):
+    """One line of the report: what the ledger knows of a period."""
+
+    content_type: str
+    period: str
+    polled: timedelta
+    delivered: int
+    pending: int
+    lost: int
+    events: int
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The line's columns; each blob that was listed is one of the three."""
+        listed = self.delivered + self.pending + self.lost
+        counts = (listed, self.delivered, self.pending, self.lost, self.events)
+        names = (self.content_type, self.period, duration(self.polled))
+        return names + tuple(str(count) for count in counts)
+
+
+class Finding(NamedTuple):
+    """What the ledger says of one content type and span."""
+
+    lines: tuple[Line, ...]
+    holes: tuple[Window, ...]
+    losses: tuple[Lost, ...]
+
+
+class Ledger:
+    """The state, opened to be read and never written.
+
+    Each question is a walk along a primary key, added up by SQLite: four million rows
+    cost time and no memory.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._connection = connection
+
+    @classmethod
+    def open(cls, path: Path, azure: Azure) -> Ledger | None:
+        """Open the state of this tenant; None where there is none yet.
+
+        Not mode=ro: with that SQLite cannot undo the half-written transaction of a
+        poll that was killed, and refuses the file. Raises StateError.
+        """
+        if not path.exists():
+            return None
+        with unreadable_is_an_error(path):
+            connection = sqlite3.connect(
+                f"file:{quote(str(path))}?mode=rw",
+                BUSY_SECONDS,
+                isolation_level=None,
+                uri=True,
+            )
+            ledger = cls(path, connection)
+            try:
+                connection.execute("PRAGMA query_only = ON")
+                ledger._check(azure)
+            except BaseException:
+                connection.close()
+                raise
+        return ledger
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
+
+    def _check(self, azure: Azure) -> None:
+        version = self._rows("PRAGMA user_version")[0][0]
+        if version == 0:
+            raise StateError(
+                f"state file {self.path} is empty",
+                "it proves nothing",
+                "run a poll, which begins it anew",
+            )
+        if version > SCHEMA_VERSION:
+            raise StateError(
+                f"state file {self.path} was written by a newer version",
+                "nothing was read",
+                "run that version, or name another state_file",
+            )
+        theirs = dict(self._rows("SELECT key, value FROM meta"))
+        for key in ("tenant_id", "api_root"):
+            if theirs.get(key) != getattr(azure, key):
+                raise StateError(
+                    f"state file {self.path} belongs to {key} {theirs.get(key)}, "
+                    f"not {getattr(azure, key)}",
+                    "nothing was read",
+                    "give each tenant a state_file of its own",
+                )
+
+    def _rows(self, statement: str, *values: object) -> list[Any]:
+        with unreadable_is_an_error(self.path):
+            return self._connection.execute(statement, values).fetchall()
+
+    def began(self, content_type: str) -> datetime | None:
+        """When we began to answer for a content type; None if it was never polled.
+
+        Old spans are forgotten; what came after them in the ledger counts as well.
+        """
+        starts = self._rows(
+            "SELECT min(start) FROM polled WHERE content_type = ?1 "
+            "UNION ALL SELECT min(start) FROM slice WHERE content_type = ?1 "
+            "UNION ALL SELECT min(time) FROM watermark WHERE content_type = ?1 "
+            "UNION ALL SELECT min(start) FROM lost "
+            "WHERE content_type = ?1 AND content_id = ''",
+            content_type,
+        )
+        found = [start for (start,) in starts if start is not None]
+        return moment(min(found)) if found else None
+
+    def polled(self, content_type: str, window: Window) -> list[Window]:
+        """The spans polled within a window, oldest first."""
+        return self._spans(
+            "SELECT max(start, ?2), min(end, ?3) FROM polled "
+            "WHERE content_type = ?1 AND start < ?3 AND end > ?2 ORDER BY start",
+            content_type,
+            window,
+        )
+
+    def lost_spans(self, content_type: str, window: Window) -> list[Window]:
+        """The spans within a window that aged out, polled after all or not."""
+        return self._spans(
+            "SELECT max(start, ?2), min(end, ?3) FROM lost WHERE content_id = '' "
+            "AND content_type = ?1 AND start < ?3 AND end > ?2 ORDER BY start",
+            content_type,
+            window,
+        )
+
+    def _spans(self, statement: str, content_type: str, window: Window) -> list[Window]:
+        rows = self._rows(
+            statement, content_type, seconds(window.start), seconds(window.end)
+        )
+        return [Window(moment(start), moment(end)) for start, end in rows]
+
+    def lost_blobs(self, content_type: str, window: Window) -> list[Lost]:
+        """The blobs of a window that were lost and did not come back."""
+        rows = self._rows(
+            "SELECT content_id, start, end, reason FROM lost WHERE content_id != '' "
+            "AND content_type = ? AND start >= ? AND start < ? ORDER BY start",
+            content_type,
+            seconds(window.start),
+            seconds(window.end),
+        )
+        return [
+            Lost(content_type, Window(moment(start), moment(end)), reason, id_)
+            for id_, start, end, reason in rows
+            if not self._came_back(content_type, id_, start, end)
+        ]
+
+    def _came_back(self, content_type: str, id_: str, start: int, end: int) -> bool:
+        return bool(
+            self._rows(
+                "SELECT 1 FROM delivered WHERE content_type = ? "
+                "AND created BETWEEN ? AND ? AND content_id = ?",
+                content_type,
+                1000 * start,
+                1000 * end,
+                fingerprint(id_),
+            )
+        )
+
+    def delivered(self, content_type: str, window: Window) -> tuple[int, int]:
+        """How many blobs of a window were delivered, and their events."""
+        blobs, events = self._rows(
+            "SELECT count(*), coalesce(sum(events), 0) FROM delivered "
+            "WHERE content_type = ? AND created >= ? AND created < ?",
+            content_type,
+            milliseconds(window.start),
+            milliseconds(window.end),
+        )[0]
+        return blobs, events
+
+    def pending(self, content_type: str, window: Window) -> int:
+        """How many blobs of a window wait to be fetched."""
+        return int(
+            self._rows(
+                "SELECT count(*) FROM pending "
+                "WHERE content_type = ? AND created >= ? AND created < ?",
+                content_type,
+                milliseconds(window.start),
+                milliseconds(window.end),
+            )[0][0]
+        )
+
+
+@contextlib.contextmanager
+def unreadable_is_an_error(path: Path) -> Iterator[None]:
+    """Whoever only reads the state sets nothing aside: unreadable is a StateError."""
+    try:
+        with state_errors(path):
+            yield
+    except UnreadableStateError as error:
+        raise StateError(
+            f"state file {path} is unreadable ({plain(str(error))})",
+            "it proves nothing",
+            "run a poll: it sets the file aside and polls the last 7 days again",
+        ) from None
+
+
+def periods(window: Window) -> Iterator[tuple[str, Window]]:
+    """The hours of a window of a day at most, else its days, by UTC; with names."""
+    by_hour = window.end - window.start <= DAY
+    step, form = (HOUR, "%Y-%m-%d %H:00") if by_hour else (DAY, "%Y-%m-%d")
+    start = window.start
+    while start < window.end:
+        floor = start.replace(minute=0, second=0, microsecond=0)
+        floor = floor if by_hour else floor.replace(hour=0)
+        end = min(floor + step, window.end)
+        yield floor.strftime(form), Window(start, end)
+        start = end
+
+
+def duration(span: timedelta) -> str:
+    """A length of time as hours, minutes, seconds."""
+    minutes, rest = divmod(int(span.total_seconds()), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def length(spans: Iterable[Window]) -> timedelta:
+    """How long some spans are together."""
+    return sum((span.end - span.start for span in spans), timedelta())
+
+
+def inspect(
+    ledger: Ledger, content_type: str, window: Window, settled: datetime
+) -> Finding:
+    """What the ledger says of a content type and window.
+
+    settled: up to here a span that was not polled is a hole; what is newer is the
+    next poll's.
+    """
+    polled = ledger.polled(content_type, window)
+    aged_out = ledger.lost_spans(content_type, window)
+    due = Window(window.start, min(window.end, settled))
+    reason = "content of more than 7 days ago can no longer be had"
+    losses = [
+        Lost(content_type, hole, reason)
+        for span in aged_out
+        for hole in without(span, polled)
+    ]
+    lost_blobs = ledger.lost_blobs(content_type, window)
+    lines = []
+    for name, period in periods(window):
+        blobs, events = ledger.delivered(content_type, period)
+        inside = ledger.polled(content_type, period)
+        pending = ledger.pending(content_type, period)
+        gone = sum(
+            period.start <= each.window.start < period.end for each in lost_blobs
+        )
+        lines.append(
+            Line(content_type, name, length(inside), blobs, pending, gone, events)
+        )
+    return Finding(
+        tuple(lines),
+        tuple(without(due, polled + aged_out)),
+        tuple(losses + lost_blobs),
+    )
+
+
+def total(lines: Sequence[Line]) -> Line:
+    """The sum of some lines of one content type."""
+    return Line(
+        lines[0].content_type,
+        "all",
+        sum((line.polled for line in lines), timedelta()),
+        sum(line.delivered for line in lines),
+        sum(line.pending for line in lines),
+        sum(line.lost for line in lines),
+        sum(line.events for line in lines),
+    )
+
+
+def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows as aligned lines, under a headline: two columns of text, then numbers."""
+    widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
+    rule = ["-" * width for width in widths]
+    for row in (COLUMNS, rule, *rows):
+        cells = [
+            cell.ljust(width) if place < 2 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
+
+
+def report_lines(
+    findings: Mapping[str, Finding | None], window: Window, head: str
+) -> Iterator[str]:
+    """The report's text: the table, what is missing, and the verdict."""
+    yield head
+    yield f"content made available in {window}"
+    yield ""
+    rows = [
+        line.cells
+        for finding in findings.values()
+        if finding and finding.lines
+        for line in (*finding.lines, total(finding.lines))
+    ]
+    if rows:
+        yield from table(rows)
+        yield ""
+    for content_type, finding in findings.items():
+        if finding is None:
+            yield f"{content_type}: nothing polled yet"
+            continue
+        for hole in finding.holes:
+            until = api_time(hole.start + RETENTION - RETENTION_MARGIN)
+            yield (
+                f"hole: {content_type}: {hole}, {duration(hole.end - hole.start)}: not "
+                f"polled; the API has it until {until} UTC: run --reconcile before"
+            )
+        yield from (f"lost: {loss}" for loss in finding.losses)
+    yield verdict([finding for finding in findings.values() if finding])
+
+
+def verdict(findings: Sequence[Finding]) -> str:
+    """The report in a sentence."""
+    if not findings:
+        return "verdict: nothing polled yet"
+    holes = sum(len(finding.holes) for finding in findings)
+    losses = sum(len(finding.losses) for finding in findings)
+    pending = sum(line.pending for finding in findings for line in finding.lines)
+    waits = f"; {counted(pending, 'blob')} pending, tried again by each poll"
+    if holes or losses:
+        said = f"NOT COMPLETE: {counted(holes, 'hole')}, {counted(losses, 'loss')}"
+    else:
+        said = "complete: no hole, no loss; all that was listed is delivered"
+        said += " or pending" if pending else ""
+    return f"verdict: {said}{waits if pending else ''}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 hole, 2 holes, 2 losses."""
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{number} {noun if number == 1 else plural}"
+
+
+def report(
+    settings: Settings,
+    content_types: Sequence[str],
+    asked: Window | None,
+    now: datetime,
+) -> Exit:
+    """Print the report of a span, or of the last 7 days; GAP if something is missing.
+
+    Raises StateError; SinkError if standard output does not take it.
+    """
+    now = whole_second(now)
+    window = asked or Window(earliest(now), now)
+    window = Window(max(earliest(now), window.start), max(earliest(now), window.end))
+    path, azure = settings.poll.state_file, settings.azure
+    findings: dict[str, Finding | None] = dict.fromkeys(content_types)
+    ledger = Ledger.open(path, azure)
+    if ledger is not None:
+        with contextlib.closing(ledger):
+            for content_type in content_types:
+                began = ledger.began(content_type)
+                if began is None:
+                    continue
+                # What came before the first poll was never promised.
+                start = window.start if asked else max(window.start, began)
+                span = Window(min(start, window.end), window.end)
+                findings[content_type] = inspect(
+                    ledger, content_type, span, now - settings.poll.window
+                )
+    head = f"tenant {azure.tenant_id}, ledger {path}, at {api_time(now)} UTC"
+    lines = "\n".join(report_lines(findings, window, head)) + "\n"
+    StdoutSink().deliver([lines.encode("ascii", "backslashreplace")])
+    missing = any(
+        found and (found.holes or found.losses) for found in findings.values()
+    )
+    return Exit.GAP if missing else Exit.OK
+
+
 # == Command line ============================================================
 
 
@@ -5628,8 +6074,10 @@ def set_up_log_file(settings: Logging) -> None:
     """Send the log to the rotating file as well. Raises ConfigError."""
     if settings.file is None:
         return
+    from logging.handlers import RotatingFileHandler
+
     try:
-        handler = logging.handlers.RotatingFileHandler(
+        handler = RotatingFileHandler(
             settings.file, maxBytes=10 * MEGABYTE, backupCount=5, encoding="utf-8"
         )
     except OSError as error:
@@ -5695,7 +6143,20 @@ def build_parser() -> argparse.ArgumentParser:
         help="JSON lines to standard output in place "
         "of Logstash; a try-out, which reads and writes no state",
     )
-    modes = parser.add_mutually_exclusive_group()  # what to do in place of a poll
+    # What else can be done instead of a poll: one of these at most.
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument(
+        "--reconcile",
+        action="store_true",
+        help="list again all that the API still has (7 days, or --start and --end), "
+        "deliver what the ledger lacks, and end with the report",
+    )
+    modes.add_argument(
+        "--report",
+        action="store_true",
+        help="show, by the ledger alone, what was polled and delivered, and every hole "
+        "and loss; of the last 7 days, or of --start and --end",
+    )
     modes.add_argument(
         "--check",
         action="store_true",
@@ -5730,8 +6191,7 @@ def version_text() -> str:
     )
 
 
-@dataclass(frozen=True)
-class Order:
+class Order(NamedTuple):
     """What the command line asks for, checked."""
 
     config: Path
@@ -5739,7 +6199,14 @@ class Order:
     window: Window | None
     content_types: tuple[str, ...]
     stdout: bool
+    reconcile: bool = False
+    report: bool = False
     check: bool = False
+
+    @property
+    def polls(self) -> bool:
+        """Whether it is a poll, which takes the lock and moves the watermark."""
+        return not (self.window or self.reconcile or self.report or self.check)
 
 
 def read_order(
@@ -5757,6 +6224,8 @@ def read_order(
                 f"{nearest(text, CONTENT_TYPES)}, got {plain(text)!r}"
             )
     window = read_times(arguments.start, arguments.end, now, complaints)
+    if arguments.stdout and (arguments.reconcile or arguments.report):
+        complaints.append("--stdout: expected without --reconcile and --report")
     complaints += [
         f"--check: expected without --{flag}"
         for flag in ("stdout", "start", "end")
@@ -5772,6 +6241,8 @@ def read_order(
         window=window,
         content_types=tuple(dict.fromkeys(types)),
         stdout=arguments.stdout,
+        reconcile=arguments.reconcile,
+        report=arguments.report,
         check=arguments.check,
     )
 
@@ -5856,10 +6327,12 @@ def carry_out(order: Order, settings: Settings, environ: Mapping[str, str]) -> E
     """Do what is asked for, under the lock where it is a poll."""
     now = datetime.now(UTC)
     content_types = order.content_types or settings.poll.content_types
+    if order.report:
+        return report(settings, content_types, order.window, now)
     if order.stdout:
         state = State.nowhere(settings.azure, now)
         return run_with(order, settings, environ, state, content_types)
-    polls = order.window is None
+    polls = order.polls
     path = settings.poll.state_file
     with state_lock(path) if polls else contextlib.nullcontext():
         state = open_state(settings, content_types, now, locked=polls)
@@ -5893,13 +6366,11 @@ def run_with(
         settings.poll.workers,
     )
     run = Run(ports, settings.poll)
+    gc.freeze()
+    gc.enable()
     warn_of_certificate(settings, ports)
     try:
-        if order.window is None:
-            run.poll_all(content_types)
-        else:
-            say_clipped(order.window, run.now)
-            run.backfill(content_types, order.window, Purpose.BACKFILL)
+        do_run(order, run, content_types)
     except (TokenError, SinkError, StateError, SourceError) as error:
         run.note(error)
     finally:
@@ -5909,10 +6380,24 @@ def run_with(
     if names:
         finish_names(names, ports)
     if not order.stdout:
-        if order.window is None and settings.logstash.run_events:
+        if order.polls and settings.logstash.run_events:
             send_run_event(run, content_types, started, datetime.now(UTC))
         send_alerts(settings, run)
-    return run.exit
+    if not order.reconcile:
+        return run.exit
+    return worst([run.exit, report(settings, content_types, order.window, run.now)])
+
+
+def do_run(order: Order, run: Run, content_types: Sequence[str]) -> None:
+    """Poll, backfill or reconcile."""
+    if order.reconcile:
+        window = order.window or Window(run.now - RETENTION, run.now)
+        run.backfill(content_types, window, Purpose.RECONCILE)
+    elif order.window:
+        say_clipped(order.window, run.now)
+        run.backfill(content_types, order.window, Purpose.BACKFILL)
+    else:
+        run.poll_all(content_types)
 
 
 def finish_names(names: ApplicationNames, ports: Ports) -> None:
@@ -5984,45 +6469,55 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; every error becomes a sentence and a code here, once."""
     arguments = build_parser().parse_args(argv)
     if arguments.version:
-        print(version_text())  # noqa: T201
+        print(version_text())  # noqa: T201 -- what was asked for
         return Exit.OK
     os.umask(0o077)
+    gc.disable()  # until the imports are done: it costs them a tenth
     console = set_up_console(arguments.verbose, live=not arguments.stdout)
     try:
         stop_on_signals()
-        order = read_order(arguments, os.environ, datetime.now(UTC))
-        if order.check:
-            return check_all(order, os.environ)
-        settings = read_settings(
-            order.config,
-            os.environ,
-            named=order.config_named,
-            sink_needed=not order.stdout,
-        )
-        console.repeat = settings.alerts.repeat
-        set_up_log_file(settings.logging)
-        if settings.alerts.smtp_host:
-            log.addHandler(LogTail())
-        return carry_out(order, settings, os.environ)
-    except ConfigError as error:
+        return follow(arguments, console)
+    except (Exception, Stopped) as error:  # noqa: BLE001 -- the one place
+        return say_end(error)
+
+
+def follow(arguments: argparse.Namespace, console: ConsoleFilter) -> Exit:
+    """Read the configuration and do what the command line asks for."""
+    order = read_order(arguments, os.environ, datetime.now(UTC))
+    if order.check:
+        return check_all(order, os.environ)
+    settings = read_settings(
+        order.config,
+        os.environ,
+        named=order.config_named,
+        sink_needed=not (order.stdout or order.report),
+    )
+    console.repeat = settings.alerts.repeat
+    set_up_log_file(settings.logging)
+    if settings.alerts.smtp_host:
+        log.addHandler(LogTail())
+    return carry_out(order, settings, os.environ)
+
+
+def say_end(error: BaseException) -> Exit:
+    """Turn what ended the run into a sentence and a code: the one place that does."""
+    if isinstance(error, ConfigError):
         for complaint in error.complaints:
             log.error("%s", complaint)
         return error.exit
-    except BusyError as error:
-        log.info("%s", error)
+    if isinstance(error, PollerError):
+        busy = isinstance(error, BusyError)
+        log.log(logging.INFO if busy else logging.ERROR, "%s", error)
         return error.exit
-    except PollerError as error:
-        log.error("%s", error)
-        return error.exit
-    except Stopped as stopped:
+    if isinstance(error, Stopped):
         log.info("stopped by a signal; what was not confirmed is sent again next time")
-        return stopped.exit
-    except Exception:
-        log.exception(
-            "a defect of this program; what was not confirmed is sent again by the "
-            "next run; please report it with the traceback in the log file"
-        )
-        return Exit.UNEXPECTED
+        return error.exit
+    log.error(
+        "a defect of this program; what was not confirmed is sent again by the next "
+        "run; please report it with the traceback in the log file",
+        exc_info=error,
+    )
+    return Exit.UNEXPECTED
 
 
 if __name__ == "__main__":
