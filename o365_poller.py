@@ -4122,8 +4122,9 @@ def end_sending(connection: socket.socket) -> None:
                     continue
                 except ssl.SSLWantReadError:  # sent; the answer is not waited for
                     break
-                else:
-                    break
+                # It ended its side before we did. OpenSSL says the same of a fatal
+                # alert that it meets here, such as a client certificate refused.
+                raise ConnectionError("it closed the connection before the end")
         finally:
             connection.settimeout(timeout)
     # Not SSLSocket.shutdown: it would drop the TLS layer, which has to read on.
@@ -4787,7 +4788,7 @@ def lasting_warning(state: State, key: str, now: datetime, text: str) -> None:
     log.warning("%s", text, extra={"lasting": (state, key, now)})
 
 
-# == Run event ===============================================================
+# == Run events ==============================================================
 # One more line about the run itself, for a view of the collection's health.
 
 
@@ -5223,7 +5224,7 @@ def send_alerts(settings: Settings, run: Run) -> None:
 CHECK_TRIES = 2
 CHECK_SECONDS = 15.0
 LISTED_MOST = 2_000  # enough to see that content flows; a big tenant has many more
-DAY = timedelta(days=1)
+LOOKED_BACK = timedelta(days=1)
 
 
 class Step(NamedTuple):
@@ -5323,7 +5324,7 @@ def check_certificate(settings: Settings, now: datetime) -> Step:
             "known here",
             "name the certificate in [azure] certificate, to be warned before it ends",
         )
-    days = (credential.expires - now) // DAY
+    days = (credential.expires - now) // timedelta(days=1)
     end = f"{credential.expires:%Y-%m-%d}"
     renew = (
         "make a new key and certificate, upload the certificate to the app "
@@ -5424,7 +5425,7 @@ def check_listing(api: LookingApi, content_type: str, now: datetime) -> Step:
     count, newest = 0, None
     end = whole_second(min(now, api.date() or now))
     # The newest part first, so that a big tenant's newest blob is met.
-    for window in reversed(list(slices(Window(end - DAY, end)))):
+    for window in reversed(list(slices(Window(end - LOOKED_BACK, end)))):
         stop = threading.Event()
         blobs = api.listing(content_type, window, stop)
         for blob in itertools.islice(blobs, LISTED_MOST - count):
