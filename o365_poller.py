@@ -5504,8 +5504,10 @@ def try_host(settings: Logstash, host: Host) -> str:
         with sink.connect(host) as connection:
             told = "connects"
             if isinstance(connection, ssl.SSLSocket):
-                end = (connection.getpeercert() or {}).get("notAfter", "")
-                told += f", {connection.version()}, its certificate ends on {end}"
+                shown: Mapping[str, Any] = connection.getpeercert() or {}
+                end = moment(ssl.cert_time_to_seconds(shown["notAfter"]))
+                version = connection.version()
+                told += f", {version}, its certificate ends on {end:%Y-%m-%d}"
             step = "ending the connection"
             end_sending(connection)
             await_end(connection, settings.timeout_seconds)
