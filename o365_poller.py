@@ -2121,6 +2121,20 @@ class State:
         )
         return [Window(moment(start), moment(end)) for start, end in rows]
 
+    def is_lost(self, blob: Blob) -> bool:
+        """Whether a blob is in the ledger as lost."""
+        window = blob_window(blob)
+        return bool(
+            self._rows(
+                "SELECT 1 FROM lost WHERE content_type = ? AND start = ? AND end = ? "
+                "AND content_id = ?",
+                blob.content_type,
+                seconds(window.start),
+                seconds(window.end),
+                blob.id,
+            )
+        )
+
     def settle(self, content_type: str, changes: Changes, now: datetime) -> None:
         """Record what became of blobs outside any slice: pending ones, a backfill's."""
         with self._transaction():
@@ -4105,6 +4119,8 @@ class Run:
         self, failure: Failed, batch: Batch, waiting: Mapping[str, Pending]
     ) -> None:
         """Note what becomes of a blob that could not be fetched."""
+        if failure.blob.id not in waiting and self.ports.state.is_lost(failure.blob):
+            return  # said before; a backfill or --reconcile has tried it once more
         what = fate(failure, waiting.get(failure.blob.id), self.now)
         if isinstance(what, Lost):
             batch.changes.lost.append(what)
