@@ -1913,15 +1913,14 @@ class State:
         """Take the watermark and the spans polled back to where the clocks agree."""
         with self._transaction():
             self._set_watermark(content_type, time)
-            rest = Window(time, moment(1 << 40))
             for table in ("polled", "slice"):
                 self._connection.execute(
                     f"DELETE FROM {table} WHERE content_type = ? AND start >= ?",
-                    (content_type, seconds(rest.start)),
+                    (content_type, seconds(time)),
                 )
                 self._connection.execute(
                     f"UPDATE {table} SET end = ?1 WHERE content_type = ?2 AND end > ?1",
-                    (seconds(rest.start), content_type),
+                    (seconds(time), content_type),
                 )
 
     def newest_created(self, content_type: str, before: datetime) -> datetime | None:
