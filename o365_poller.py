@@ -1110,12 +1110,16 @@ def api_time(moment: datetime) -> str:
 
 
 def read_api_time(text: object) -> datetime | None:
-    """A time of an answer, such as contentCreated; None if it is none. Naive is UTC."""
+    """A time of an answer, such as contentCreated; None if it is none. Naive is UTC.
+
+    None as well for .NET's DateTime.MinValue and MaxValue, which mean "not set" and
+    are too near the ends of the calendar to be counted with.
+    """
     try:
-        moment = datetime.fromisoformat(str(text))
-        return as_utc(moment)
+        moment = as_utc(datetime.fromisoformat(str(text)))
     except (ValueError, OverflowError):
         return None
+    return moment if 1970 <= moment.year < 9999 else None
 
 
 def as_utc(moment: datetime) -> datetime:
