@@ -1481,7 +1481,8 @@ def next_page_header(headers: Mapping[str, str]) -> str:
 Decorate = Callable[[Mapping[str, Any], str], str]
 
 SPACES = re.compile(r"[ \t\n\r]*")
-STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+# The closing quote may not be there yet: a bracket behind it is text all the same.
+STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 # Numbers are not looked at; kept as text they cost less, and no number is too long
 # (int() refuses more than 4,300 digits).
 DECODER = json.JSONDecoder(parse_int=str, parse_float=str)
