@@ -2025,6 +2025,16 @@ class State:
                 "DELETE FROM slice WHERE id = ? AND start >= end", (slice_.id,)
             )
 
+    def split(self, slice_: Slice, early: Window) -> Slice:
+        """Cut a given-up slice in two; gives the new one, its earlier part."""
+        with self._transaction():
+            self._connection.execute(
+                "UPDATE slice SET start = ? WHERE id = ?",
+                (seconds(early.end), slice_.id),
+            )
+            part = Slice(slice_.content_type, early, reopened=True)
+            return self._begin(part, given_up=True)
+
     def lose_span(
         self, content_type: str, window: Window, now: datetime, *, watermark: bool
     ) -> list[Lost]:
@@ -3822,6 +3832,7 @@ class Run:
         self.tallies: dict[str, Tally] = {}
         self.exits: set[Exit] = set()
         self.now = whole_second(ports.clock())
+        self.oldest = earliest(self.now)  # by the API's clock, where it tells
         self._progress = Progress()
 
     @property
@@ -3863,7 +3874,9 @@ class Run:
         for content_type in self.subscribed(content_types):
             end = min(window.end, self.now)
             start = max(window.start, earliest(self.now))
-            jobs = [Slice(content_type, part) for part in slices(Window(start, end))]
+            jobs = [
+                Slice(content_type, each) for each in self.parts(Window(start, end))
+            ]
             tally = self.tally(content_type)
             self.work(jobs, tally, purpose)
 
@@ -3904,6 +3917,7 @@ class Run:
         """Take now from the earlier of this machine's clock and the API's."""
         ours, theirs = self.ports.clock(), self.ports.api.date()
         self.now = whole_second(min(ours, theirs or ours))
+        self.oldest = earliest(whole_second(theirs or ours))
         if theirs and abs(ours - theirs) > CLOCKS_AGREE:
             lasting_warning(
                 self.ports.state,
@@ -3935,7 +3949,18 @@ class Run:
                 watermark = earliest(now)
             start = poll_start(watermark, now, self.poll.window, self.poll.overlap)
         jobs = list(self.reopen(content_type, tally))
-        return jobs + [Slice(content_type, part) for part in slices(Window(start, now))]
+        parts = self.parts(Window(start, now))
+        return jobs + [Slice(content_type, part) for part in parts]
+
+    def parts(self, window: Window) -> Iterator[Window]:
+        """The slices of a window; apart from them what only our clock calls listable.
+
+        With a clock that is behind, the API refuses the oldest minutes of a catch-up:
+        they may not take 23 hours with them.
+        """
+        cut = min(max(window.start, self.oldest), window.end)
+        yield from slices(Window(window.start, cut))
+        yield from slices(Window(cut, window.end))
 
     def bring_back(self, content_type: str, watermark: datetime) -> datetime:
         """Take a watermark ahead of now back to where the clocks agree.
@@ -3966,6 +3991,9 @@ class Run:
                 self.lose(content_type, gone, tally, watermark=False)
                 self.ports.state.clip(job, limit)
                 start = limit
+            if start < self.oldest < end:
+                yield self.ports.state.split(job, Window(start, self.oldest))
+                start = self.oldest
             if start < end:
                 yield Slice(content_type, Window(start, end), job.id, reopened=True)
 
