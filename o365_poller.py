@@ -1860,8 +1860,13 @@ class State:
         return state
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._connection.close()
+        """Let go of the file.
+
+        Under the lock: a listing that nobody waits for any more may be asking what is
+        known, and SQLite would crash the process if its connection went away.
+        """
+        with self._lock:
+            self._connection.close()
 
     # -- plumbing
 
