@@ -2921,6 +2921,7 @@ class TokenSource:
         try:
             if self._app is None:
                 self._app = self._make_app()
+                self._msal_http.last = None  # that was the discovery's answer
             told = self._app.acquire_token_for_client(scopes=[self._scope])
         except PollerError:
             raise
