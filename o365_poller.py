@@ -59,6 +59,7 @@ import termios
 import threading
 import time
 import unicodedata
+import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -81,6 +82,11 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 if TYPE_CHECKING:
     import requests
+
+if __name__ == "__main__":
+    # Nothing that start-up makes is garbage: looking for it costs an idle poll a tenth.
+    # run_with() switches it on again.
+    gc.disable()
 
 __version__ = "1.0.0"
 
@@ -2482,6 +2488,25 @@ def tls_context(bundle: Path | None) -> ssl.SSLContext:
     return context
 
 
+def load_requests() -> None:
+    """Import requests without its guesser of encodings, which it can do without.
+
+    We read bytes and know that they are UTF-8; the guesser's tables are a tenth of what
+    msal and requests cost to import.
+    """
+    guessers = ("chardet", "charset_normalizer")
+    absent = [name for name in guessers if name not in sys.modules]
+    # Documented: None in sys.modules makes an import say that there is no such module.
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # requests says that it misses them
+            import requests  # noqa: F401
+    finally:
+        for name in absent:
+            sys.modules.pop(name, None)
+
+
 def make_adapter(
     context: ssl.SSLContext, connections: int
 ) -> requests.adapters.HTTPAdapter:
@@ -2765,6 +2790,7 @@ def make_http(
 
     Raises ConfigError if the bundle cannot be read.
     """
+    load_requests()
     from requests.utils import get_environ_proxies
 
     context = tls_context(ca_bundle(settings.azure, environ))
@@ -2999,10 +3025,11 @@ class TokenSource:
         Documented by trial (msal 1.39): ValueError for a 4xx at discovery and for
         non-JSON, MsalServiceError for a 5xx, TypeError and more for keys.
         """
-        self._msal_http.last = None
         try:
             if self._app is None:
+                self._msal_http.last = None
                 self._app = self._make_app()
+            # Else the last answer stays: msal replays a 400 without asking again.
             told = self._app.acquire_token_for_client(scopes=[self._scope])
         except PollerError:
             raise
@@ -4121,8 +4148,9 @@ def end_sending(connection: socket.socket) -> None:
                     continue
                 except ssl.SSLWantReadError:  # sent; the answer is not waited for
                     break
-                else:
-                    break
+                # It ended its side before we did. OpenSSL says the same of a fatal
+                # alert that it meets here, such as a client certificate refused.
+                raise ConnectionError("it closed the connection before the end")
         finally:
             connection.settimeout(timeout)
     # Not SSLSocket.shutdown: it would drop the TLS layer, which has to read on.
@@ -4175,7 +4203,7 @@ LONG_WINDOW = timedelta(hours=1)
 def time_left(seconds_: float) -> str:
     """A rough span for people."""
     minutes = round(seconds_ / 60)
-    if minutes < 1:
+    if seconds_ < 60:
         return "less than a minute"
     if minutes < 120:
         return f"{minutes} min"
@@ -4786,7 +4814,7 @@ def lasting_warning(state: State, key: str, now: datetime, text: str) -> None:
     log.warning("%s", text, extra={"lasting": (state, key, now)})
 
 
-# == Run event ===============================================================
+# == Run events ==============================================================
 # One more line about the run itself, for a view of the collection's health.
 
 
@@ -5222,7 +5250,7 @@ def send_alerts(settings: Settings, run: Run) -> None:
 CHECK_TRIES = 2
 CHECK_SECONDS = 15.0
 LISTED_MOST = 2_000  # enough to see that content flows; a big tenant has many more
-DAY = timedelta(days=1)
+LOOKED_BACK = timedelta(days=1)
 
 
 class Step(NamedTuple):
@@ -5322,7 +5350,7 @@ def check_certificate(settings: Settings, now: datetime) -> Step:
             "known here",
             "name the certificate in [azure] certificate, to be warned before it ends",
         )
-    days = (credential.expires - now) // DAY
+    days = (credential.expires - now) // timedelta(days=1)
     end = f"{credential.expires:%Y-%m-%d}"
     renew = (
         "make a new key and certificate, upload the certificate to the app "
@@ -5423,7 +5451,7 @@ def check_listing(api: LookingApi, content_type: str, now: datetime) -> Step:
     count, newest = 0, None
     end = whole_second(min(now, api.date() or now))
     # The newest part first, so that a big tenant's newest blob is met.
-    for window in reversed(list(slices(Window(end - DAY, end)))):
+    for window in reversed(list(slices(Window(end - LOOKED_BACK, end)))):
         stop = threading.Event()
         blobs = api.listing(content_type, window, stop)
         for blob in itertools.islice(blobs, LISTED_MOST - count):
@@ -5502,8 +5530,10 @@ def try_host(settings: Logstash, host: Host) -> str:
         with sink.connect(host) as connection:
             told = "connects"
             if isinstance(connection, ssl.SSLSocket):
-                end = (connection.getpeercert() or {}).get("notAfter", "")
-                told += f", {connection.version()}, its certificate ends on {end}"
+                shown: Mapping[str, Any] = connection.getpeercert() or {}
+                end = moment(ssl.cert_time_to_seconds(shown["notAfter"]))
+                version = connection.version()
+                told += f", {version}, its certificate ends on {end:%Y-%m-%d}"
             step = "ending the connection"
             end_sending(connection)
             await_end(connection, settings.timeout_seconds)
@@ -6471,7 +6501,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(version_text())  # noqa: T201 -- what was asked for
         return Exit.OK
     os.umask(0o077)
-    gc.disable()  # until the imports are done: it costs them a tenth
     console = set_up_console(arguments.verbose, live=not arguments.stdout)
     try:
         stop_on_signals()
