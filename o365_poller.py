@@ -2501,7 +2501,7 @@ def load_requests() -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # requests says that it misses them
-            import requests  # noqa: F401
+            import requests  # noqa: F401 -- for its own sake
     finally:
         for name in absent:
             sys.modules.pop(name, None)

@@ -357,7 +357,7 @@ def mortal(op: Any, edges: Edges, lost: list[Any]) -> Any:
 
 def a_tenant(op: Any, state_file: Path) -> tuple[Any, Any]:
     """[azure] and [poll], as the contract has them by default."""
-    nobody = op.Credential(op.Secret(""), "", "", op.Secret(""))
+    nobody = op.Credential(None, "", "", op.Secret(""))
     azure = op.Azure(TENANT, TENANT, nobody, ROOT, ROOT, ROOT, None, TENANT)
     return azure, op.Poll(TYPES, WINDOW, OVERLAP, state_file, 1, 5)
 

@@ -352,8 +352,14 @@ EXAMPLES = {
 }
 
 
+def without_key(settings: Settings) -> str:
+    """The settings as text; a key object's differs at each reading."""
+    credential = settings.azure.credential._replace(private_key=None)
+    return repr(settings._replace(azure=settings.azure._replace(credential=credential)))
+
+
 def test_what_the_example_comments_out_is_the_default(pair: Path) -> None:
-    default = repr(settings_of(FILLED, pair))  # secrets are *** in it
+    default = without_key(settings_of(FILLED, pair))  # secrets are *** in it
     shown = commented_out()
     assert {(section, key) for section, key, _ in shown} >= EXAMPLES
     for section, key, value in shown:
@@ -361,7 +367,7 @@ def test_what_the_example_comments_out_is_the_default(pair: Path) -> None:
             continue
         text = FILLED.replace(f"\n#{key} = {value}\n", f"\n{key} = {value}\n")
         assert text != FILLED
-        assert repr(settings_of(text, pair)) == default, (section, key)
+        assert without_key(settings_of(text, pair)) == default, (section, key)
 
 
 def test_the_example_says_of_each_key_when_to_change_it() -> None:
