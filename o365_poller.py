@@ -2918,8 +2918,8 @@ class TokenAnswer(NamedTuple):
 
 
 NO_SIGN_IN_FIX = (
-    "nothing to do, unless it repeats: then look at the network, the proxy (HTTPS_PROXY), "
-    "ca_bundle, login_root and Microsoft's service health"
+    "nothing to do, unless it repeats: then look at the network, the proxy "
+    "(HTTPS_PROXY), ca_bundle, login_root and Microsoft's service health"
 )
 
 
@@ -3882,6 +3882,7 @@ class Failed(NamedTuple):
     verdict: Verdict
     reason: str
     outage: bool = False  # no answer about this blob: the service may be ill
+    defect: Exception | None = None  # of this program
 
 
 class Listed(NamedTuple):
@@ -3977,8 +3978,11 @@ class Downloads:
                 return
             except (SourceError, AnswerError, TooLargeError) as error:
                 result = failed(blob, error)
-            except BaseException as error:  # noqa: BLE001 -- raised in the main thread
-                result = error
+            except PollerError as error:
+                result = error  # raised in the main thread
+            except Exception as error:  # noqa: BLE001 -- said, and no blob blocks others
+                reason = f"a defect of this program ({type(error).__name__})"
+                result = Failed(blob, Verdict.FAILED, reason, defect=error)
             finally:
                 self.budget.leave(ticket, handed=handed)
             self._results.put(result)
@@ -3987,7 +3991,8 @@ class Downloads:
 def failed(blob: Blob, error: Exception) -> Failed:
     """What an error says of a blob."""
     if isinstance(error, AnswerError):
-        return Failed(blob, error.judgement.verdict, error.judgement.reason)
+        verdict, reason = error.judgement.verdict, error.judgement.reason
+        return Failed(blob, verdict, reason, outage=verdict is Verdict.FAILED)
     if isinstance(error, TooLargeError):
         reason = f"more than {BLOB_BYTES // MEGABYTE} MB unpacked"
         return Failed(blob, Verdict.FAILED, reason)
@@ -4077,7 +4082,7 @@ class LogstashSink:
 
     def _send_to(self, host: Host, pieces: Sequence[bytes]) -> None:
         """Send a batch to a host and await that it is taken; else raise PeerError."""
-        step = "connecting" if self._context is None else "connecting (TLS)"
+        step = "connecting"
         try:
             with self.connect(host) as connection:
                 step = "sending"
@@ -4842,6 +4847,15 @@ class Run:
         """Note what becomes of a blob that could not be fetched."""
         if failure.blob.id not in waiting and self.ports.state.is_lost(failure.blob):
             return  # said before; a backfill or --reconcile has tried it once more
+        if failure.defect:
+            self.exits.add(Exit.UNEXPECTED)
+            blob = plain(failure.blob.id, 120)
+            log.error(
+                "a defect of this program at blob %s; the blob waits and the others go "
+                "on; please report it with the traceback in the log file",
+                blob,
+                exc_info=failure.defect,
+            )
         what = fate(failure, waiting.get(failure.blob.id), self.now)
         if isinstance(what, Lost):
             batch.changes.lost.append(what)
@@ -6199,8 +6213,10 @@ def set_up_log_file(settings: Logging) -> None:
     except OSError as error:
         raise ConfigError(
             [
-                f"{settings.file}: expected a log file that can be written, "
-                f"as [logging] file says ({error.strerror})"
+                (
+                    f"{settings.file}: expected a log file that can be written, as "
+                    f"[logging] file says ({error.strerror})"
+                )
             ]
         ) from None
     formatter = logging.Formatter(
@@ -6571,8 +6587,26 @@ def write_line(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+STOP_SECONDS = 8.0
+
+
+def end_anyway(signals: socket.socket) -> None:
+    """End the process some seconds after a signal, should the main thread not.
+
+    It may sit where no signal reaches it: in the resolver, or waiting for SQLite. The
+    state is whole at any moment.
+    """
+    signum = signals.recv(1)
+    time.sleep(STOP_SECONDS)
+    os._exit(128 + signum[0])
+
+
 def stop_on_signals() -> None:
     """Have SIGINT and SIGTERM end the run in good order; a second one is ignored."""
+    ours, pythons = socket.socketpair()
+    pythons.setblocking(False)  # noqa: FBT003 -- its only form
+    signal.set_wakeup_fd(pythons.detach())
+    threading.Thread(target=end_anyway, args=(ours,), daemon=True).start()
 
     def stop(signum: int, frame: object) -> None:
         del frame
