@@ -347,7 +347,7 @@ def mortal(op: Any, edges: Edges, lost: list[Any]) -> Any:
             super()._record(content_type, changes, now, slice_id)
             lost.extend(changes.lost)
 
-    outside = "confirm finish settle give_up lose_span clip set_watermark bring_back"
+    outside = "confirm finish settle give_up lose_span split set_watermark bring_back"
     inside = "_polled _advance _begin _prune"
     for name in (outside + " " + inside).split():
         setattr(Mortal, name, both_sides(name))
