@@ -877,7 +877,11 @@ def make_machine(op: Any) -> type[RuleBasedStateMachine]:  # noqa: C901
             assert excused or blob.taken, f"{blob.id} of {blob.created} never came"
             # "A listed blob may have grown since", and the overlap brings it whole; but
             # a killed run does not send again what it has confirmed.
-            whole = blob.taken == 2 or blob.part_by_broken
+            lapsed = any(
+                t == blob.content_type and start <= blob.created < end
+                for t, start, end in self.lapses
+            )
+            whole = blob.taken == 2 or blob.part_by_broken or lapsed
             assert excused or whole, f"{blob.id} came in part"
 
         def check_report(self) -> None:
