@@ -2079,15 +2079,14 @@ class State:
             (content_type, seconds(end)),
         )
 
-    def clip(self, slice_: Slice, start: datetime) -> None:
+    def _clip(self, slice_: Slice, start: datetime) -> None:
         """Let a given-up slice begin later, or go if nothing is left of it."""
-        with self._transaction():
-            self._connection.execute(
-                "UPDATE slice SET start = ? WHERE id = ?", (seconds(start), slice_.id)
-            )
-            self._connection.execute(
-                "DELETE FROM slice WHERE id = ? AND start >= end", (slice_.id,)
-            )
+        self._connection.execute(
+            "UPDATE slice SET start = ? WHERE id = ?", (seconds(start), slice_.id)
+        )
+        self._connection.execute(
+            "DELETE FROM slice WHERE id = ? AND start >= end", (slice_.id,)
+        )
 
     def split(self, slice_: Slice, early: Window) -> Slice:
         """Cut a given-up slice in two; gives the new one, its earlier part."""
@@ -2100,11 +2099,18 @@ class State:
             return self._begin(part, given_up=True)
 
     def lose_span(
-        self, content_type: str, window: Window, now: datetime, *, watermark: bool
+        self,
+        content_type: str,
+        window: Window,
+        now: datetime,
+        *,
+        watermark: bool,
+        job: Slice | None = None,
     ) -> list[Lost]:
         """Record that a span aged out; what of it was polled after all is not lost.
 
-        Its own transaction, whatever becomes of the run: it is said once.
+        Its own transaction, whatever becomes of the run: it is said once. What asked
+        for the span, the watermark or a given-up slice, begins behind it from now on.
         """
         reason = "content of more than 7 days ago can no longer be had"
         lost = [
@@ -2118,6 +2124,8 @@ class State:
             self._record(content_type, Changes(lost=lost), now, 0)
             if watermark:
                 self._set_watermark(content_type, window.end)
+            if job:
+                self._clip(job, window.end)
         return lost
 
     # -- ledger and pending
@@ -2174,7 +2182,7 @@ class State:
         for table, column, limit in (
             ("delivered", "created", 1000 * oldest),
             ("polled", "end", oldest),
-            ("lost", "end", oldest),
+            ("lost", "time", oldest),  # what was said this week is not said again
         ):
             self._connection.execute(
                 f"DELETE FROM {table} WHERE content_type = ? AND {column} < ?",
@@ -4681,9 +4689,7 @@ class Run:
         for job in self.ports.state.given_up(content_type):
             start, end = job.window.start, job.window.end
             if start < limit:
-                gone = Window(start, min(end, limit))
-                self.lose(content_type, gone, tally, watermark=False)
-                self.ports.state.clip(job, limit)
+                self.lose(content_type, Window(start, min(end, limit)), tally, job)
                 start = limit
             if start < self.oldest < end:
                 yield self.ports.state.split(job, Window(start, self.oldest))
@@ -4692,16 +4698,14 @@ class Run:
                 yield Slice(content_type, Window(start, end), job.id, reopened=True)
 
     def lose(
-        self,
-        content_type: str,
-        window: Window,
-        tally: Tally,
-        *,
-        watermark: bool = True,
+        self, content_type: str, window: Window, tally: Tally, job: Slice | None = None
     ) -> None:
-        """Record a span that aged out, and say it, once."""
+        """Record a span that aged out, and say it, once.
+
+        job: the given-up slice that it belonged to, else it was the watermark's.
+        """
         lost = self.ports.state.lose_span(
-            content_type, window, self.now, watermark=watermark
+            content_type, window, self.now, watermark=job is None, job=job
         )
         self.say_lost(lost, tally)
         tally.lost += len(lost)
