@@ -59,6 +59,7 @@ import termios
 import threading
 import time
 import unicodedata
+import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -81,6 +82,11 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 if TYPE_CHECKING:
     import requests
+
+if __name__ == "__main__":
+    # Nothing that start-up makes is garbage: looking for it costs an idle poll a tenth.
+    # run_with() switches it on again.
+    gc.disable()
 
 __version__ = "1.0.0"
 
@@ -2482,6 +2488,25 @@ def tls_context(bundle: Path | None) -> ssl.SSLContext:
     return context
 
 
+def load_requests() -> None:
+    """Import requests without its guesser of encodings, which it can do without.
+
+    We read bytes and know that they are UTF-8; the guesser's tables are a tenth of what
+    msal and requests cost to import.
+    """
+    guessers = ("chardet", "charset_normalizer")
+    absent = [name for name in guessers if name not in sys.modules]
+    # Documented: None in sys.modules makes an import say that there is no such module.
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # requests says that it misses them
+            import requests  # noqa: F401
+    finally:
+        for name in absent:
+            sys.modules.pop(name, None)
+
+
 def make_adapter(
     context: ssl.SSLContext, connections: int
 ) -> requests.adapters.HTTPAdapter:
@@ -2765,6 +2790,7 @@ def make_http(
 
     Raises ConfigError if the bundle cannot be read.
     """
+    load_requests()
     from requests.utils import get_environ_proxies
 
     context = tls_context(ca_bundle(settings.azure, environ))
@@ -3003,6 +3029,7 @@ class TokenSource:
             if self._app is None:
                 self._msal_http.last = None
                 self._app = self._make_app()
+                self._msal_http.last = None  # that was the discovery's answer
             # Else the last answer stays: msal replays a 400 without asking again.
             told = self._app.acquire_token_for_client(scopes=[self._scope])
         except PollerError:
@@ -4044,7 +4071,9 @@ class LogstashSink:
         if self._context is None:
             return plain_socket
         try:
-            return self._context.wrap_socket(plain_socket, server_hostname=host.name)
+            return self._context.wrap_socket(
+                plain_socket, server_hostname=host.name, suppress_ragged_eofs=False
+            )
         except BaseException:
             plain_socket.close()
             raise
@@ -4070,13 +4099,32 @@ def sink_reason(error: Exception) -> str:
     return plain(str(error)) or type(error).__name__
 
 
+def patiently(connection: socket.socket, step: Callable[[], T]) -> T:
+    """A step's outcome; a time-out counts if the peer's kernel took nothing meanwhile.
+
+    Megabytes lie in our kernel's buffer when Logstash is slow: while they drain there
+    is progress, though no call returns.
+    """
+    left = unacknowledged(connection)
+    while True:
+        try:
+            return step()
+        except TimeoutError:
+            before, left = left, unacknowledged(connection)
+            if left >= before:
+                raise
+
+
 def send_all(connection: socket.socket, pieces: Sequence[bytes]) -> None:
     """Send every byte; each chunk may take the socket's time-out, not all together."""
     for piece in pieces:
         view = memoryview(piece)
         while view:
             listen(connection)
-            view = view[connection.send(view[:SEND_CHUNK]) :]
+            chunk = view[:SEND_CHUNK]
+            view = view[
+                patiently(connection, functools.partial(connection.send, chunk)) :
+            ]
     listen(connection)
 
 
@@ -4132,14 +4180,41 @@ def end_sending(connection: socket.socket) -> None:
 
 
 def await_end(connection: socket.socket, timeout: float) -> None:
-    """Wait for the peer's end of stream, which says that it has taken everything."""
-    if isinstance(connection, ssl.SSLSocket):
-        with contextlib.suppress(ssl.SSLZeroReturnError):  # its close_notify
-            refuse_words(connection.recv(256))
-    while said := socket.socket.recv(connection, 256):
+    """Wait for the peer's end of stream, which says that it has taken everything.
+
+    It is waited for below TLS: OpenSSL reports a reset as an end of stream.
+    """
+    closing = False  # its close_notify has come
+
+    def peek() -> bytes:
+        return socket.socket.recv(connection, 1, socket.MSG_PEEK)
+
+    while patiently(connection, peek):
         if not isinstance(connection, ssl.SSLSocket):
-            refuse_words(said)
+            refuse_words(connection.recv(256))
+        elif closing:
+            socket.socket.recv(connection, 256)
+        else:
+            closing = read_close_notify(connection)
     await_acknowledgement(connection, timeout)
+
+
+def read_close_notify(connection: ssl.SSLSocket) -> bool:
+    """Whether what has come is the peer's close_notify, and no session ticket.
+
+    Raises for an alert, and for words.
+    """
+    timeout = connection.gettimeout()
+    connection.settimeout(0)
+    try:
+        refuse_words(connection.recv(256))
+    except ssl.SSLZeroReturnError:
+        return True
+    except ssl.SSLWantReadError:
+        return False
+    finally:
+        connection.settimeout(timeout)
+    return True
 
 
 def await_acknowledgement(connection: socket.socket, timeout: float) -> None:
@@ -6475,7 +6550,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(version_text())  # noqa: T201 -- what was asked for
         return Exit.OK
     os.umask(0o077)
-    gc.disable()  # until the imports are done: it costs them a tenth
     console = set_up_console(arguments.verbose, live=not arguments.stdout)
     try:
         stop_on_signals()

@@ -1,0 +1,292 @@
+"""Downloads in parallel: bounded, in flat memory, and ended together."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from making import make_blob
+
+from o365_poller import (
+    AbandonedError,
+    AnswerError,
+    Blob,
+    Budget,
+    Downloads,
+    Failed,
+    Fetched,
+    Judgement,
+    RefusedError,
+    Room,
+    SourceError,
+    TooLargeError,
+    Verdict,
+    failed,
+)
+
+LIMIT = 100
+
+
+def fetched(blob: Blob, size: int = 1) -> Fetched:
+    return Fetched(blob, (b"x" * size,), 1, size)
+
+
+def blobs(count: int) -> Iterator[Blob]:
+    return (make_blob(str(n)) for n in range(count))
+
+
+def simple(blob: Blob, room: Room, stop: threading.Event) -> Fetched:
+    room.take(1)
+    return fetched(blob)
+
+
+def wait_until(claim: Callable[[], bool]) -> None:
+    end = time.monotonic() + 5
+    while not claim():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+# -- the pool
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 500])
+def test_every_blob_gives_one_result(count: int) -> None:
+    pool = Downloads(simple, 4, 10_000)
+    found = [r.blob.id for r in pool.run(blobs(count)) if r is not None]
+    assert sorted(found, key=int) == [str(n) for n in range(count)]
+
+
+def test_no_more_than_the_workers_fetch_at_once() -> None:
+    lock, now, most = threading.Lock(), 0, 0
+
+    def fetch(blob: Blob, room: Room, stop: threading.Event) -> Fetched:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.005)
+        with lock:
+            now -= 1
+        return fetched(blob)
+
+    assert len(list(Downloads(fetch, 3, LIMIT).run(blobs(40)))) == 40
+    assert most == 3
+
+
+def test_the_listing_waits_when_nobody_takes_results_further() -> None:
+    asked = 0
+
+    def endless() -> Iterator[Blob]:
+        nonlocal asked
+        while True:
+            asked += 1
+            yield make_blob(str(asked))
+
+    def stuck(blob: Blob, room: Room, stop: threading.Event) -> Fetched:
+        stop.wait(20)
+        raise AbandonedError
+
+    pool = Downloads(stuck, 2, LIMIT)
+    results = pool.run(endless())
+    thread = threading.Thread(target=lambda: next(results, None), daemon=True)
+    thread.start()
+    time.sleep(0.3)
+    before = asked
+    time.sleep(0.3)
+    assert asked == before <= 8 * 2 + 4
+    pool.stop.set()
+
+
+ERRORS: list[tuple[Exception, Failed]] = [
+    (
+        SourceError("HTTP 503 (5 tries)", "b", "c"),
+        Failed(make_blob("0"), Verdict.RETRY, "HTTP 503 (5 tries)", outage=True),
+    ),
+    (
+        AnswerError(Judgement(Verdict.GONE, "HTTP 404 AF20051")),
+        Failed(make_blob("0"), Verdict.GONE, "HTTP 404 AF20051"),
+    ),
+    (
+        TooLargeError(),
+        Failed(make_blob("0"), Verdict.FAILED, "more than 256 MB unpacked"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("error", "result"), ERRORS, ids=lambda e: type(e).__name__)
+def test_a_blob_that_fails_is_a_result(error: Exception, result: Failed) -> None:
+    def fetch(blob: Blob, room: Room, stop: threading.Event) -> Fetched:
+        raise error
+
+    assert list(Downloads(fetch, 2, LIMIT).run(blobs(1))) == [result]
+    assert failed(make_blob("0"), error) == result
+
+
+def test_an_error_that_is_none_of_the_blobs_ends_the_pool() -> None:
+    def fetch(blob: Blob, room: Room, stop: threading.Event) -> Fetched:
+        if blob.id == "3":
+            raise RefusedError("a", "b", "c")
+        return fetched(blob)
+
+    pool = Downloads(fetch, 2, LIMIT)
+    with pytest.raises(RefusedError):
+        list(pool.run(blobs(1000)))
+    assert pool.stop.is_set()
+
+
+def test_a_listing_that_breaks_gives_what_it_listed_first() -> None:
+    def breaking() -> Iterator[Blob]:
+        yield make_blob("a")
+        yield make_blob("b")
+        raise SourceError("the list broke", "b", "c")
+
+    found: list[str] = []
+    with pytest.raises(SourceError, match="the list broke"):
+        for result in Downloads(simple, 2, LIMIT).run(breaking()):
+            assert isinstance(result, Fetched)
+            found.append(result.blob.id)
+    assert sorted(found) == ["a", "b"]
+
+
+def test_leaving_early_stops_the_workers() -> None:
+    started = threading.Event()
+
+    def fetch(blob: Blob, room: Room, stop: threading.Event) -> Fetched:
+        if blob.id == "0":
+            return fetched(blob)
+        started.set()
+        stop.wait(20)
+        raise AbandonedError
+
+    pool = Downloads(fetch, 2, LIMIT)
+    results = pool.run(blobs(50))
+    assert next(results) is not None
+    started.wait(5)
+    before = threading.active_count()
+    results.close()
+    wait_until(lambda: threading.active_count() < before)
+
+
+# -- the budget
+
+
+def make_budget() -> tuple[Budget, list[int]]:
+    starved: list[int] = []
+    return Budget(LIMIT, lambda: starved.append(1)), starved
+
+
+def taking(
+    budget: Budget, ticket: int, amount: int
+) -> tuple[threading.Thread, list[Any]]:
+    """A thread that takes; the list gets its outcome."""
+    outcome: list[Any] = []
+
+    def take() -> None:
+        try:
+            budget.take(ticket, amount, threading.Event())
+        except AbandonedError as error:
+            outcome.append(error)
+        else:
+            outcome.append("taken")
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    return thread, outcome
+
+
+def test_what_fits_is_taken_at_once() -> None:
+    budget, starved = make_budget()
+    ticket = budget.enter()
+    budget.take(ticket, LIMIT, threading.Event())
+    assert starved == []
+
+
+def test_the_younger_waits_until_something_is_confirmed() -> None:
+    budget, starved = make_budget()
+    old, young = budget.enter(), budget.enter()
+    budget.take(old, 80, threading.Event())
+    thread, outcome = taking(budget, young, 30)
+    wait_until(lambda: budget.waiting == 1)
+    assert starved == [1]
+    assert outcome == []
+    budget.leave(old, handed=True)
+    time.sleep(0.05)
+    assert outcome == []
+    budget.free(80)
+    thread.join(5)
+    assert outcome == ["taken"]
+    assert budget.waiting == 0
+
+
+def test_the_oldest_may_pass_alone_however_large() -> None:
+    budget, _ = make_budget()
+    ticket = budget.enter()
+    budget.take(ticket, 50 * LIMIT, threading.Event())
+    budget.take(ticket, 50 * LIMIT, threading.Event())
+
+
+def test_the_oldest_waits_while_something_is_handed_over() -> None:
+    budget, _ = make_budget()
+    first = budget.enter()
+    budget.take(first, 10, threading.Event())
+    budget.leave(first, handed=True)
+    second = budget.enter()
+    thread, outcome = taking(budget, second, 95)
+    wait_until(lambda: budget.waiting == 1)
+    assert outcome == []
+    budget.free(10)
+    thread.join(5)
+    assert outcome == ["taken"]
+
+
+def test_a_failed_download_gives_its_room_back() -> None:
+    budget, _ = make_budget()
+    old, young = budget.enter(), budget.enter()
+    budget.take(old, 90, threading.Event())
+    thread, outcome = taking(budget, young, 50)
+    wait_until(lambda: budget.waiting == 1)
+    budget.start_over(old)
+    thread.join(5)
+    assert outcome == ["taken"]
+    budget.leave(young, handed=False)
+    budget.leave(old, handed=False)
+    budget.take(budget.enter(), LIMIT, threading.Event())
+
+
+def test_a_stop_ends_the_waiting() -> None:
+    budget, _ = make_budget()
+    old, young = budget.enter(), budget.enter()
+    budget.take(old, LIMIT, threading.Event())
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(AbandonedError):
+        budget.take(young, 1, stop)
+
+
+def test_a_pool_whose_room_is_used_up_asks_to_send_what_there_is() -> None:
+    """Large blobs, a small budget: without the nudge this would never end."""
+
+    def fetch(blob: Blob, room: Room, stop: threading.Event) -> Fetched:
+        for _ in range(6):
+            room.take(10)
+        return fetched(blob, 60)
+
+    pool = Downloads(fetch, 4, LIMIT)
+    held, most, done, nudges = 0, 0, 0, 0
+    for result in pool.run(blobs(30)):
+        if result is None:
+            nudges += 1
+        elif isinstance(result, Fetched):
+            done += 1
+            held += result.bytes
+            most = max(most, held)
+        if held and pool.starved():
+            pool.budget.free(held)
+            held = 0
+    assert done == 30
+    assert nudges > 0
+    assert most <= LIMIT + 60

@@ -1,0 +1,479 @@
+"""One retry policy, bounded time and size, verified TLS."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from emulator import Emulator, faults
+from hypothesis import given
+from hypothesis import strategies as st
+from making import make_azure
+from urllib3 import HTTPResponse
+from urllib3.exceptions import MaxRetryError, NewConnectionError, ProtocolError
+
+from o365_poller import (
+    ANSWER_TIMEOUTS,
+    MEGABYTE,
+    PAUSE_LONGEST,
+    PAUSES_IN_ALL,
+    TRIES,
+    AbandonedError,
+    AnswerError,
+    BrokenAnswerError,
+    Call,
+    ConfigError,
+    Http,
+    Secret,
+    SourceError,
+    Throttle,
+    Verdict,
+    backoff,
+    ca_bundle,
+    clean_reason,
+    make_adapter,
+    read_answer,
+    tls_context,
+)
+
+URL = "https://api.example.net/x"
+
+
+def make_response(
+    status: int = 200, body: bytes = b"fine", headers: Mapping[str, str] | None = None
+) -> requests.Response:
+    """A response as the adapter gives it, its body not read yet."""
+    response = requests.Response()
+    response.status_code = status
+    named = {"Content-Length": str(len(body)), **(headers or {})}
+    response.headers = requests.structures.CaseInsensitiveDict(named)
+    response.raw = HTTPResponse(
+        io.BytesIO(body), headers=named, status=status, preload_content=False
+    )
+    return response
+
+
+class Adapter:
+    """Gives one answer after the other and remembers what was asked."""
+
+    def __init__(self, *answers: requests.Response | Exception) -> None:
+        self.answers = list(answers)
+        self.asked: list[tuple[Any, dict[str, Any]]] = []
+
+    def send(self, request: Any, **named: Any) -> requests.Response:
+        self.asked.append((request, named))
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class Bearer:
+    """A token that can be renewed."""
+
+    def __init__(self) -> None:
+        self.renewed = 0
+
+    def token(self) -> Secret:
+        return Secret(f"token{self.renewed}")
+
+    def renew(self, refused: Secret) -> None:
+        assert refused.reveal() == self.token().reveal()
+        self.renewed += 1
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("o365_poller.PAUSE_FIRST", 0.001)
+
+
+def make_http(*answers: requests.Response | Exception) -> tuple[Http, Adapter]:
+    adapter = Adapter(*answers)
+    return Http(adapter, 5, lambda _: {}), adapter  # type: ignore[arg-type]
+
+
+def body_of(response: requests.Response) -> bytes:
+    return read_answer(response).body
+
+
+def call(**changes: Any) -> Call:
+    return Call(**{"method": "GET", "url": URL, "what": "the thing", **changes})
+
+
+# -- pauses
+
+
+@pytest.mark.parametrize(
+    ("failures", "after", "chance", "pause"),
+    [
+        (1, None, 0.0, 0.0005),
+        (1, None, 1.0, 0.001),
+        (2, None, 1.0, 0.002),
+        (4, None, 0.0, 0.004),
+        (99, None, 1.0, 1.024),
+        (1, 7.0, 0.5, 7.0),
+        (1, 600.0, 0.5, PAUSE_LONGEST),
+        (1, 0.0, 1.0, 0.001),
+    ],
+)
+def test_a_pause_grows_is_jittered_and_capped(
+    failures: int, after: float | None, chance: float, pause: float
+) -> None:
+    assert backoff(failures, after, chance) == pytest.approx(pause)
+
+
+def test_the_first_pause_is_half_a_second_to_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()
+    assert backoff(1, None, 0.0) == 0.5
+    assert backoff(1, None, 0.999) < 1
+    assert backoff(9, None, 0.5) == PAUSE_LONGEST
+
+
+@given(st.integers(1, 10**6), st.none() | st.floats(0, 1e12), st.floats(0, 1))
+def test_no_pause_is_longer_than_the_cap(
+    failures: int, after: float | None, chance: float
+) -> None:
+    assert 0 < backoff(failures, after, chance) <= PAUSE_LONGEST
+
+
+def test_the_gate_holds_all_requests_back_and_opens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate = Throttle()
+    gate.slow_down(0.15)
+    gate.slow_down(0.01)  # a shorter one does not open it
+    began = time.monotonic()
+    gate.wait(threading.Event())
+    assert 0.14 <= time.monotonic() - began < 2
+    gate.slow_down(60)
+    stop = threading.Event()
+    stop.set()
+    gate.wait(stop)
+    assert time.monotonic() - began < 3
+
+
+def test_throttling_of_one_call_slows_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = make_response(429, b"", {"Retry-After": "1"})
+    http, adapter = make_http(limited, make_response(), make_response())
+    began = time.monotonic()
+    thread = threading.Thread(target=http.ask, args=(call(), body_of))
+    thread.start()
+    while not adapter.asked:
+        time.sleep(0.001)
+    time.sleep(0.05)
+    http.ask(call(), body_of)
+    assert time.monotonic() - began >= 0.95
+    thread.join()
+
+
+# -- tries
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        make_response(500),
+        make_response(503, b"<html>"),
+        make_response(408),
+        make_response(429),
+        make_response(403, b'{"error":{"code":"AF429"}}'),
+        ConnectionResetError(104, "Connection reset by peer"),
+        TimeoutError("timed out"),
+        requests.ConnectionError("no"),
+        requests.exceptions.ChunkedEncodingError("cut"),
+        ProtocolError("broken"),
+        make_response(200, b"cut", {"Content-Encoding": "gzip"}),
+    ],
+    ids=lambda fault: getattr(fault, "status_code", type(fault).__name__),
+)
+def test_what_may_pass_is_tried_again(fault: requests.Response | Exception) -> None:
+    http, adapter = make_http(fault, make_response())
+    assert http.ask(call(), body_of) == b"fine"
+    assert len(adapter.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "verdict"),
+    [
+        (400, b"", Verdict.FAILED),
+        (401, b"", Verdict.UNAUTHORIZED),
+        (403, b"<html>", Verdict.FAILED),
+        (404, b"", Verdict.MISSING),
+        (302, b"", Verdict.FAILED),
+        (400, b'{"error":{"code":"AF20022"}}', Verdict.NO_SUBSCRIPTION),
+    ],
+)
+def test_a_final_no_is_not_tried_again(
+    status: int, body: bytes, verdict: Verdict
+) -> None:
+    http, adapter = make_http(make_response(status, body))
+    with pytest.raises(AnswerError) as caught:
+        http.ask(call(), body_of)
+    assert caught.value.judgement.verdict is verdict
+    assert len(adapter.asked) == 1
+
+
+def test_the_tries_are_counted_and_said() -> None:
+    http, adapter = make_http(*(make_response(503) for _ in range(9)))
+    with pytest.raises(SourceError) as caught:
+        http.ask(call(), body_of)
+    assert len(adapter.asked) == TRIES >= 4
+    assert str(caught.value) == (
+        f"the thing: HTTP 503 fine ({TRIES} tries); what is missing stays open and the "
+        "next run asks again; nothing to do, unless it repeats: then look at the "
+        "network and at Microsoft's service health"
+    )
+
+
+def test_one_try_is_one_try() -> None:
+    http, adapter = make_http(make_response(503))
+    with pytest.raises(SourceError, match=r"\(1 try\)"):
+        http.ask(call(tries=1), body_of)
+    assert len(adapter.asked) == 1
+
+
+def test_the_pauses_are_bounded_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(threading.Event, "wait", lambda _, pause: slept.append(pause))
+    http, _ = make_http(
+        *(make_response(503, b"", {"Retry-After": "99"}) for _ in range(9))
+    )
+    with pytest.raises(SourceError):
+        http.ask(call(tries=99), body_of)
+    assert sum(slept) <= PAUSES_IN_ALL
+    assert slept == [PAUSE_LONGEST] * 3
+
+
+def test_a_missing_blob_keeps_its_verdict_after_all_tries() -> None:
+    http, adapter = make_http(*(make_response(404) for _ in range(5)))
+    with pytest.raises(AnswerError) as caught:
+        http.ask(call(retried=frozenset({Verdict.MISSING})), body_of)
+    assert caught.value.judgement.verdict is Verdict.MISSING
+    assert len(adapter.asked) == TRIES
+
+
+def test_a_call_that_takes_any_answer_gets_a_refusal_whole() -> None:
+    http, _ = make_http(make_response(503), make_response(401, b"told"))
+    status, body = http.ask(call(takes_any=True), lambda r: (r.status_code, r.content))
+    assert (status, body) == (401, b"told")
+
+
+def test_a_set_stop_ends_it() -> None:
+    http, adapter = make_http()
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(AbandonedError):
+        http.ask(call(), body_of, stop=stop)
+    assert adapter.asked == []
+
+
+def test_a_certificate_that_is_not_trusted_is_not_tried_again() -> None:
+    error = requests.exceptions.SSLError(
+        MaxRetryError(None, "/", ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"))  # type: ignore[arg-type]
+    )  # fmt: skip
+    http, adapter = make_http(error)
+    with pytest.raises(AnswerError) as caught:
+        http.ask(call(), body_of)
+    assert caught.value.judgement.reason.startswith("certificate not trusted: ")
+    assert len(adapter.asked) == 1
+
+
+# -- the token
+
+
+def test_a_refused_token_is_renewed_once() -> None:
+    http, adapter = make_http(make_response(401), make_response())
+    bearer = Bearer()
+    assert http.ask(call(), body_of, bearer) == b"fine"
+    assert [asked.headers["Authorization"] for asked, _ in adapter.asked] == [
+        "Bearer token0",
+        "Bearer token1",
+    ]
+
+
+def test_a_token_that_is_refused_again_is_final() -> None:
+    http, adapter = make_http(make_response(401), make_response(401))
+    with pytest.raises(AnswerError) as caught:
+        http.ask(call(), body_of, Bearer())
+    assert caught.value.judgement.verdict is Verdict.UNAUTHORIZED
+    assert len(adapter.asked) == 2
+
+
+def test_without_a_bearer_no_token_is_sent() -> None:
+    http, adapter = make_http(make_response())
+    http.ask(call(), body_of)
+    assert "Authorization" not in adapter.asked[0][0].headers
+
+
+# -- what is sent
+
+
+def test_a_post_has_a_length_and_every_request_asks_for_gzip_and_has_a_time_out() -> (
+    None
+):
+    http, adapter = make_http(make_response(), make_response())
+    http.ask(call(method="POST"), body_of)
+    http.ask(call(), body_of)
+    (post, named), (get, _) = adapter.asked
+    assert post.headers["Content-Length"] == "0"
+    assert "Content-Length" not in get.headers
+    assert get.headers["Accept-Encoding"] == "gzip"
+    assert get.headers["User-Agent"].startswith("o365_poller/")
+    assert named["timeout"] == 5
+    assert named["stream"] is True
+
+
+def test_proxies_are_looked_up_once_for_each_host() -> None:
+    looked: list[str] = []
+
+    def find(url: str) -> Mapping[str, str]:
+        looked.append(url)
+        return {"https": "http://proxy.example.net:3128"}
+
+    adapter = Adapter(make_response(), make_response())
+    http = Http(adapter, 5, find)  # type: ignore[arg-type]
+    http.ask(call(), body_of)
+    http.ask(call(), body_of)
+    assert looked == [URL]
+    assert adapter.asked[1][1]["proxies"] == {"https": "http://proxy.example.net:3128"}
+
+
+def test_the_servers_clock_is_remembered() -> None:
+    date = "Mon, 02 Mar 2026 10:00:00 GMT"
+    http, _ = make_http(
+        make_response(headers={"Date": date}), make_response(headers={"Date": "soon"})
+    )
+    http.ask(call(), body_of)
+    http.ask(call(), body_of)
+    assert http.dates == {"api.example.net": datetime(2026, 3, 2, 10, tzinfo=UTC)}
+
+
+# -- bodies
+
+
+def test_an_answer_is_unpacked_and_its_header_names_are_lower_case() -> None:
+    response = make_response(
+        200, gzip.compress(b"[]"), {"Content-Encoding": "GZIP", "NextPageURI": "x"}
+    )
+    answer = read_answer(response)
+    assert (answer.status, answer.body, answer.headers["nextpageuri"]) == (
+        200,
+        b"[]",
+        "x",
+    )
+
+
+def test_an_answer_without_end_is_broken() -> None:
+    packed = gzip.compress(b" " * (2 * MEGABYTE))
+    response = make_response(200, packed, {"Content-Encoding": "gzip"})
+    with pytest.raises(BrokenAnswerError, match="^an answer of more than 1 MB$"):
+        read_answer(response, MEGABYTE)
+
+
+def test_a_long_answer_without_a_length_is_read_in_pieces() -> None:
+    response = make_response(200, b"x" * (3 * MEGABYTE))
+    del response.headers["Content-Length"]
+    assert len(read_answer(response).body) == 3 * MEGABYTE
+
+
+# -- words
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(111, "Connection refused"), "Connection refused"),
+        (TimeoutError("timed out"), "timed out"),
+        (TimeoutError(), "TimeoutError"),
+        (ProtocolError("Connection aborted.", ConnectionResetError(104, "Connection reset by peer")), "Connection reset by peer"),
+        (requests.ConnectionError(MaxRetryError(None, "/", OSError(113, "No route to host"))), "No route to host"),  # type: ignore[arg-type]
+        (requests.ConnectionError(NewConnectionError(None, "<obj at 0x1>: Failed to resolve")), "None: Failed to resolve"),  # type: ignore[arg-type]
+        (ValueError("a\nb"), "a b"),
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_an_error_is_told_in_its_own_words(error: Exception, words: str) -> None:
+    assert clean_reason(error) == words
+
+
+# -- trust
+
+
+def test_the_configured_bundle_wins_over_the_environments() -> None:
+    azure = make_azure()
+    environ = {"REQUESTS_CA_BUNDLE": "/a.pem", "CURL_CA_BUNDLE": "/b.pem"}
+    assert ca_bundle(azure, {}) is None
+    assert ca_bundle(azure, environ) == Path("/a.pem")
+    assert ca_bundle(azure, {"CURL_CA_BUNDLE": "/b.pem"}) == Path("/b.pem")
+    own = type(azure)(**{**vars(azure), "ca_bundle": Path("/own.pem")})
+    assert ca_bundle(own, environ) == Path("/own.pem")
+
+
+def test_a_context_verifies(tmp_path: Path) -> None:
+    for bundle in (None, tmp_path):
+        context = tls_context(bundle)
+        assert context.verify_mode is ssl.CERT_REQUIRED
+        assert context.check_hostname
+
+
+@pytest.mark.parametrize("content", [None, "garbage"])
+def test_a_bundle_of_the_environment_that_is_none_is_said(
+    tmp_path: Path, content: str | None
+) -> None:
+    file = tmp_path / "ca.pem"
+    if content:
+        file.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        tls_context(file)
+    assert caught.value.complaints[0].startswith(
+        f"environment: REQUESTS_CA_BUNDLE: expected a PEM file or folder, got {file} ("
+    )
+
+
+def real_http(office: Emulator, timeout: float) -> Http:
+    adapter = make_adapter(tls_context(office.ca_file), 2)
+    return Http(adapter, timeout, lambda _: {})
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_a_dripping_answer_is_bounded_by_ten_times_the_time_out(
+    office: Emulator, part: str
+) -> None:
+    office.fail("discovery", faults.drip(0.05, part))
+    http = real_http(office, 0.1)
+    url = (
+        f"{office.login_root}/{office.tenant_id}/v2.0/.well-known/openid-configuration"
+    )
+    began = time.monotonic()
+    with pytest.raises(SourceError, match="timed out"):
+        http.ask(call(url=url, tries=1), body_of)
+    assert 0.5 < time.monotonic() - began < ANSWER_TIMEOUTS * 0.1 + 2
+
+
+def test_verification_cannot_be_switched_off_in_a_request(office: Emulator) -> None:
+    adapter = make_adapter(tls_context(None), 2)  # does not know the emulator's CA
+    request = requests.Request("GET", office.api_root).prepare()
+    with pytest.raises((requests.exceptions.SSLError, ValueError)):
+        adapter.send(request, verify=False)
+
+
+def test_a_silent_host_is_given_up_after_the_time_out() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"https://127.0.0.1:{server.getsockname()[1]}/"
+        http = Http(make_adapter(tls_context(None), 2), 0.2, lambda _: {})
+        began = time.monotonic()
+        with pytest.raises(SourceError):
+            http.ask(call(url=url, tries=1), body_of)
+        assert time.monotonic() - began < 2
