@@ -1248,6 +1248,7 @@ class Verdict(enum.Enum):
     BAD_WINDOW = "the times are refused: whose clock is wrong?"
     BAD_PAGE = "list again from the first page"
     NO_AUDITING = "auditing is off in this tenant"
+    UNTRUSTED = "whoever answers has no certificate that we trust"
     REFUSED = "no, and it will stay no"
     FAILED = "not this time"
 
@@ -2630,6 +2631,7 @@ def clean_reason(error: BaseException) -> str:
         return plain(f"{cause.strerror}")
     words = [str(arg) for arg in cause.args if isinstance(arg, str)]
     text = re.sub(r"<[^>]*>:? ?", "", words[-1] if words else "")
+    text = re.sub(r"HTTPS?Connection\(host='([^']*)', port=(\d+)\)", r"\1:\2", text)
     return plain(text or type(cause).__name__)
 
 
@@ -2756,7 +2758,9 @@ class Http:
         except self._faults as error:
             reason = clean_reason(error)
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                return Judgement(Verdict.FAILED, f"certificate not trusted: {reason}")
+                return Judgement(
+                    Verdict.UNTRUSTED, f"certificate not trusted: {reason}"
+                )
             return Judgement(Verdict.RETRY, reason)
         finally:
             ANSWER_CLOCK.deadline = float("inf")
@@ -2832,6 +2836,16 @@ def gave_up(call: Call, judgement: Judgement, tries: int) -> Exception:
         "what is missing stays open and the next run asks again",
         "nothing to do, unless it repeats: then look at the network and at "
         "Microsoft's service health",
+    )
+
+
+def untrusted(what: str, judgement: Judgement) -> SourceError:
+    """The error of a call to a host whose certificate is not trusted."""
+    return SourceError(
+        f"{what}: {judgement.reason}",
+        "nothing was sent there; what is missing stays open for the next run",
+        "if a proxy opens TLS here, name its CA in ca_bundle in [azure]; else find out "
+        "who answers in Microsoft's place",
     )
 
 
@@ -2997,7 +3011,10 @@ class MsalHttp:
         if body:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
         call = Call(method, url, "sign-in", headers, body, takes_any=True)
-        return self._http.ask(call, self._take)
+        try:
+            return self._http.ask(call, self._take)
+        except AnswerError as error:  # all others are handed over as they are
+            raise untrusted("no access token", error.judgement) from None
 
     def _take(self, response: requests.Response) -> requests.Response:
         if 200 <= response.status_code < 300:
@@ -3479,7 +3496,11 @@ class ApplicationNames:
                 self._off = True
                 # Where Graph hangs, runs to come are not to wait for it each time.
                 self._be_quiet(GRAPH_QUIET_SECONDS)
-                log.info("names of applications: Graph is slow; a later run asks again")
+                log.info(
+                    "names of applications: no answer of Graph in time; events come "
+                    "without the names that are not known yet; nothing to do, a later "
+                    "run asks again"
+                )
         if not self._changed:
             return
         try:
@@ -3542,7 +3563,9 @@ def refusal(what: str, permission: str, judgement: Judgement) -> PollerError:
             "the span stays open and the next run asks again",
             "compare this machine's clock with UTC (NTP)",
         )
-    return broken_listing(what, judgement.reason)
+    is_trusted = judgement.verdict is not Verdict.UNTRUSTED
+    broken = broken_listing(what, judgement.reason)
+    return broken if is_trusted else untrusted(what, judgement)
 
 
 def broken_listing(what: str, reason: str) -> SourceError:
@@ -4033,7 +4056,7 @@ class StdoutSink:
             raise SinkError(
                 f"standard output: {error.strerror}",
                 "no state was touched",
-                "nothing, if the reader closed it on purpose",
+                "nothing to do, if the reader closed it on purpose",
             ) from None
 
 
@@ -4882,7 +4905,9 @@ class Run:
             )
         if len(fresh) > NAMED_MOST:
             log.warning(
-                "%s: %d more blobs wait", tally.content_type, len(fresh) - NAMED_MOST
+                "%s: %d more blobs wait in the same way; each run tries them again",
+                tally.content_type,
+                len(fresh) - NAMED_MOST,
             )
         if changes.pending:
             tally.exits.add(Exit.INCOMPLETE)
@@ -5378,9 +5403,12 @@ class Step(NamedTuple):
         return f"{line}; {self.fix}" if self.fix else line
 
 
-def failed_step(name: str, error: PollerError) -> Step:
-    """The step of an error; what it means for a poll's data is not told here."""
-    return Step(name, error.what, error.fix, error.exit)
+def failed_step(name: str, error: PollerError, subject: str = "") -> Step:
+    """The step of an error; what it means for a poll's data is not told here.
+
+    The subject is left out of the error's words where the step names it already.
+    """
+    return Step(name, error.what.removeprefix(subject), error.fix, error.exit)
 
 
 class PatientHttp(Http):
@@ -5530,25 +5558,38 @@ def check_content(
     api: LookingApi, content_types: Sequence[str], now: datetime
 ) -> Iterator[Step]:
     """Each content type's subscription, and one look at what it has."""
-    states = api.subscription_states()
+    states: Mapping[str, str] | None = None
+    try:
+        states = api.subscription_states()
+    except SourceError as error:
+        # As a poll does: content may be had all the same.
+        yield Step("subscriptions", error.what, error.fix)
     for content_type in content_types:
-        name = f"subscription {content_type}"
-        found = states.get(content_type.lower(), "missing")
-        if found != "enabled":
-            yield Step(
-                name,
-                f"{found}; --check starts none",
-                "nothing to do: the first poll starts it; its first content may take "
-                "12 hours, and what happened while it was off may never come",
-            )
-            continue
-        yield Step(name, "enabled")
+        if states is not None:
+            step = check_subscription(content_type, states)
+            yield step
+            if step.fix:
+                continue
         try:
             yield check_listing(api, content_type, now)
         except TokenError:
             raise
         except PollerError as error:
-            yield failed_step(f"listing {content_type}", error)
+            yield failed_step(f"listing {content_type}", error, f"{content_type}: ")
+
+
+def check_subscription(content_type: str, states: Mapping[str, str]) -> Step:
+    """Whether a content type's subscription is there."""
+    name = f"subscription {content_type}"
+    found = states.get(content_type.lower(), "missing")
+    if found == "enabled":
+        return Step(name, found)
+    return Step(
+        name,
+        f"{found}; --check starts none",
+        "the first poll starts it; its first content may take 12 hours, and what "
+        "happened before may never come; see that auditing is on in the Purview portal",
+    )
 
 
 def check_listing(api: LookingApi, content_type: str, now: datetime) -> Step:
@@ -5716,6 +5757,18 @@ def check_progress(state: State, content_type: str) -> Step:
     return Step(name, found, fix if behind else "")
 
 
+def check_log(settings: Settings) -> Iterator[Step]:
+    """Whether the log file can be written, where there is to be one."""
+    file = settings.logging.file
+    if file is None:
+        return
+    if os.access(file if file.exists() else file.parent, os.W_OK):
+        yield Step("log", str(file))
+        return
+    fix = "see that this user may write the file and its folder"
+    yield Step("log", f"{file} cannot be written", fix, Exit.USAGE)
+
+
 def check_relay(alerts: Alerts) -> Iterator[Step]:
     """The mail relay, up to the password; no mail is sent. It never fails a poll."""
     if not alerts.smtp_host:
@@ -5742,6 +5795,7 @@ def check_steps(
     yield from check_names(settings, http)
     yield from check_logstash(settings.logstash)
     yield from check_state(settings, content_types)
+    yield from check_log(settings)
     yield from check_relay(settings.alerts)
 
 
@@ -6204,7 +6258,7 @@ def set_up_console(verbosity: int, *, live: bool = True) -> ConsoleFilter:
     return lasting
 
 
-def set_up_log_file(settings: Logging) -> None:
+def set_up_log_file(settings: Logging, config: Path) -> None:
     """Send the log to the rotating file as well. Raises ConfigError."""
     if settings.file is None:
         return
@@ -6215,14 +6269,11 @@ def set_up_log_file(settings: Logging) -> None:
             settings.file, maxBytes=10 * MEGABYTE, backupCount=5, encoding="utf-8"
         )
     except OSError as error:
-        raise ConfigError(
-            [
-                (
-                    f"{settings.file}: expected a log file that can be written, as "
-                    f"[logging] file says ({error.strerror})"
-                )
-            ]
-        ) from None
+        complaint = (
+            f"{config}: [logging] file: expected a file that can be written, got "
+            f"{settings.file} ({error.strerror})"
+        )
+        raise ConfigError([complaint]) from None
     formatter = logging.Formatter(
         f"%(asctime)sZ %(levelname)-7s [{os.getpid()}] %(message)s",
         "%Y-%m-%dT%H:%M:%S",
@@ -6649,7 +6700,7 @@ def follow(arguments: argparse.Namespace, console: ConsoleFilter) -> Exit:
         sink_needed=not (order.stdout or order.report),
     )
     console.repeat = settings.alerts.repeat
-    set_up_log_file(settings.logging)
+    set_up_log_file(settings.logging, settings.file)
     if settings.alerts.smtp_host:
         log.addHandler(LogTail())
     return carry_out(order, settings, os.environ)

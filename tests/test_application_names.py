@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 import threading
@@ -317,6 +318,12 @@ def test_the_cache_is_for_this_user_and_replaced_whole(
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert [each.name for each in site.folder.glob("*.new")] == []
     before = file.read_bytes()
+    umask = os.umask(0)
+    try:
+        poller.replace_file(site.folder / "other.json", "{}")
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((site.folder / "other.json").stat().st_mode) == 0o600
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")

@@ -85,6 +85,7 @@ def test_all_is_well_and_nothing_is_changed(
         "clock",
         f"Logstash {logstash.address}",
         "state",
+        "log",
     ]
     ends = f"{site.credentials.not_after:%Y-%m-%d}"
     assert found["configuration"][1] == str(site.config)
@@ -244,8 +245,33 @@ def test_hosts_that_are_down_are_told(site: Site) -> None:
     code, found = check(site)
     assert code == 3
     assert found["token"][0] == "ok"
-    assert found["subscriptions"][0] == "FAIL"
+    assert found["subscriptions"][0] == "warn", "a poll goes on to the content"
     assert "Connection refused" in found["subscriptions"][1]
+    assert found[LISTING][0] == "FAIL"
+    assert found[LISTING][1].startswith("listing of [")
+
+
+@pytest.mark.parametrize("host", ["login", "api"])
+def test_a_certificate_that_is_not_trusted_points_to_ca_bundle(
+    site: Site, host: str
+) -> None:
+    if host == "login":
+        site.set("azure", ca_bundle=None)
+        code, found = check(site)
+        assert code == 3
+        told = found["token"]
+        assert told[1].startswith("no access token: certificate not trusted: ")
+        poll = site.run()
+        assert (poll.code, "ca_bundle in [azure]" in poll.err) == (3, True)
+        assert "msal" not in poll.err
+    else:
+        judgement = poller.Judgement(
+            poller.Verdict.UNTRUSTED, "certificate not trusted"
+        )
+        step = poller.failed_step("x", poller.refusal("listing", "role", judgement))
+        told = (step.mark, f"{step.found}; {step.fix}")
+    assert told[0] == "FAIL"
+    assert "if a proxy opens TLS here, name its CA in ca_bundle in [azure]" in told[1]
 
 
 # -- permissions
@@ -315,9 +341,7 @@ def test_a_subscription_that_is_not_there_is_left_to_the_first_poll(
     assert code == 0
     mark, told = found[SUBSCRIPTION]
     assert mark == "warn"
-    assert told.startswith(
-        f"{status}; --check starts none; nothing to do: the first poll"
-    )
+    assert told.startswith(f"{status}; --check starts none; the first poll starts it")
     assert "12 hours" in told
     assert LISTING not in found
     assert site.run().code == 0
@@ -527,9 +551,11 @@ def test_a_state_that_cannot_be_written_is_told(
         return False
 
     monkeypatch.setattr("o365_poller.os.access", may_not)  # root may write anything
-    (step,) = [one for one in in_process(site) if one.name == "state"]
-    assert step.exit is Exit.USAGE
-    assert "cannot be written; see that this user may write the file" in str(step)
+    found = [one for one in in_process(site) if one.name in ("state", "log")]
+    assert len(found) == 2
+    for step in found:
+        assert step.exit is Exit.USAGE
+        assert "cannot be written; see that this user may write the file" in str(step)
 
 
 # -- what never fails a poll
@@ -590,6 +616,10 @@ def api_broken(office: Emulator) -> None:
     office.fail("content", faults.status(400))
 
 
+def list_broken(office: Emulator) -> None:
+    office.fail("list", faults.status(400))
+
+
 def no_types(office: Emulator) -> None:
     office.subscriptions.clear()
 
@@ -603,7 +633,8 @@ def well(office: Emulator) -> None:
 
 
 @pytest.mark.parametrize(
-    "trouble", [well, no_role, no_tenant, api_broken, no_types, suspended]
+    "trouble",
+    [well, no_role, no_tenant, api_broken, list_broken, no_types, suspended],
 )
 def test_the_code_is_the_one_a_poll_ends_with(
     site: Site, trouble: Callable[[Emulator], None]
