@@ -2867,7 +2867,15 @@ class MsalHttp:
         if body:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
         call = Call(method, url, "sign-in", headers, body, takes_any=True)
-        return self._http.ask(call, self._take)
+        try:
+            return self._http.ask(call, self._take)
+        except AnswerError as error:  # no answer at all: the server is not trusted
+            raise SourceError(
+                f"no access token: {urlsplit(url).netloc}: {error}",
+                "nothing was sent there; the watermark stays",
+                "if a proxy of yours opens TLS connections, give its CA as ca_bundle "
+                "in [azure]; else look at login_root and at what is in between",
+            ) from None
 
     def _take(self, response: requests.Response) -> requests.Response:
         if 200 <= response.status_code < 300:
