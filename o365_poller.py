@@ -2233,10 +2233,13 @@ class State:
             self._record(content_type, changes, now, 0)
 
     def pending(self, content_type: str) -> list[Pending]:
-        """The blobs that wait to be fetched, oldest first."""
+        """The blobs that wait to be fetched: first those that were tried least.
+
+        An outage may end a round of retries; in the next each has its turn.
+        """
         rows = self._rows(
             "SELECT content_id, uri, created, expires, since, tries, reason "
-            "FROM pending WHERE content_type = ? ORDER BY created",
+            "FROM pending WHERE content_type = ? ORDER BY tries, created",
             content_type,
         )
         return [
