@@ -5682,7 +5682,15 @@ def check_state(settings: Settings, content_types: Sequence[str]) -> Iterator[St
     except UnreadableStateError as error:
         yield Step("state", f"{path} is unreadable ({plain(str(error))})", again)
     except StateError as error:
-        yield failed_step("state", error)
+        journal = path.with_name(path.name + "-journal")
+        if journal.exists():
+            # To read it would be to write it: SQLite undoes first what is half-written.
+            undo = (
+                "nothing to do: the next poll undoes what a killed one left "
+                "half-written"
+            )yield Step("state", f"{path} cannot be read just now", undo)
+        else:
+            yield failed_step("state", error)
 
 
 def check_progress(state: State, content_type: str) -> Step:
