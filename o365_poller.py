@@ -5688,7 +5688,8 @@ def check_state(settings: Settings, content_types: Sequence[str]) -> Iterator[St
             undo = (
                 "nothing to do: the next poll undoes what a killed one left "
                 "half-written"
-            )yield Step("state", f"{path} cannot be read just now", undo)
+            )
+            yield Step("state", f"{path} cannot be read just now", undo)
         else:
             yield failed_step("state", error)
 
