@@ -273,6 +273,10 @@ class RefusedError(PollerError):
     exit = Exit.REFUSED
 
 
+class UnreachedError(SourceError):
+    """The sign-in could not be had: nothing can be asked in this run."""
+
+
 class TokenError(RefusedError):
     """No access token, or the API refuses the one we have: ends the run."""
 
@@ -541,15 +545,16 @@ def read_text(file: Path, complaints: list[str]) -> str | None:
     return text
 
 
-def read_ini(file: Path, complaints: list[str]) -> dict[str, dict[str, str]]:
-    """The file's sections and keys; what cannot be read goes to complaints."""
+def read_ini(file: Path, complaints: list[str]) -> dict[str, dict[str, str]] | None:
+    """The file's sections and keys; None, with complaints, if it cannot be read."""
     text = read_text(file, complaints)
     if text is None:
-        return {}
+        return None
     lines = text.splitlines()
+    strict = True
     while True:
         parser = configparser.RawConfigParser(
-            default_section="\0", empty_lines_in_values=False
+            default_section="\0", empty_lines_in_values=False, strict=strict
         )
         try:
             parser.read_string("\n".join(lines))
@@ -564,18 +569,18 @@ def read_ini(file: Path, complaints: list[str]) -> dict[str, dict[str, str]]:
                 f"{file}: [{twice.section}]: expected once, "
                 f"given again in line {twice.lineno}"
             )
-            lines[(twice.lineno or 1) - 1] = ""
+            strict = False  # its keys are still to be looked at
         except configparser.MissingSectionHeaderError as missing:
             complaints.append(
                 f"{file}: line {missing.lineno}: expected a [section] before any key"
             )
-            return {}
+            return None
         except configparser.ParsingError as broken:
             complaints.extend(
                 f"{file}: line {number}: expected 'key = value'"
                 for number, _ in broken.errors
             )
-            return {}
+            return None
         else:
             return {name: dict(parser[name]) for name in parser.sections()}
 
@@ -593,7 +598,11 @@ class Reader:
         self._take_environment(environ)
 
     def _take_file(self) -> None:
-        for section, keys in read_ini(self.file, self.complaints).items():
+        found = read_ini(self.file, self.complaints)
+        if found is None:
+            # Nothing can be said of its keys: that they are missing least of all.
+            raise ConfigError(self.complaints)
+        for section, keys in found.items():
             if section not in KEYS:
                 self.complaints.append(
                     f"{self.file}: [{section}]: unknown section; expected one of "
@@ -631,12 +640,12 @@ class Reader:
             self.values[section, key] = value
             self.places[section, key] = f"environment: {name}: [{section}] {key}"
 
-    def complain(self, section: str, key: str, expected: str) -> None:
+    def complain(self, section: str, key: str, expected: str, hint: str = "") -> None:
         """Note that a key's value is not what was expected; secrets stay unshown."""
         place = self.places.get((section, key), f"{self.file}: [{section}] {key}")
         value = self.values.get((section, key))
         got = "" if value is None or key in SECRET_KEYS else f", got {plain(value)!r}"
-        self.complaints.append(f"{place}: expected {expected}{got}")
+        self.complaints.append(f"{place}: expected {expected}{got}{hint}")
 
     def text(self, section: str, key: str, default: str = "") -> str:
         """The value as it stands, or the default."""
@@ -690,7 +699,7 @@ class Reader:
         text = self.text(section, key, default)
         if text.lower() not in words:
             hint = nearest(text, words.values())
-            self.complain(section, key, f"one of {', '.join(words.values())}{hint}")
+            self.complain(section, key, f"one of {', '.join(words.values())}", hint)
             return default
         return words[text.lower()]
 
@@ -737,10 +746,14 @@ class Reader:
 
     def writable(self, section: str, key: str, path: Path) -> Path:
         """A path at which a file can be made; the folder must be there."""
-        if path.is_dir():
-            self.complain(section, key, f"a file, and {path} is a folder")
-        elif not path.parent.is_dir():
-            self.complain(section, key, f"a file in a folder that exists ({path})")
+        try:
+            if path.is_dir():
+                self.complain(section, key, f"a file, and {path} is a folder")
+            elif not path.parent.is_dir():
+                self.complain(section, key, f"a file in a folder that exists ({path})")
+        except OSError as error:
+            expected = f"a file that this user may write ({path}: {error.strerror})"
+            self.complain(section, key, expected)
         return path
 
     def root(self, key: str, default: str) -> str:
@@ -958,7 +971,7 @@ def read_poll(reader: Reader) -> Poll:
         if not content_type(text):
             hint = nearest(text, CONTENT_TYPES)
             reader.complain(
-                "poll", "content_types", f"some of {', '.join(CONTENT_TYPES)}{hint}"
+                "poll", "content_types", f"some of {', '.join(CONTENT_TYPES)}", hint
             )
     if not wanted:
         reader.complain("poll", "content_types", "at least one content type")
@@ -1881,7 +1894,8 @@ class State:
                 self._put("tenant_id", azure.tenant_id)
                 self._put("api_root", azure.api_root)
                 for content_type in again:
-                    self._set_watermark(content_type, earliest(now))
+                    # Later than earliest: what passes until it is asked is no gap.
+                    self._set_watermark(content_type, earliest(now) + RETENTION_MARGIN)
             self._put("opened", str(seconds(now)))
         self._check_owner(azure)
 
@@ -2066,15 +2080,14 @@ class State:
             (content_type, seconds(end)),
         )
 
-    def clip(self, slice_: Slice, start: datetime) -> None:
+    def _clip(self, slice_: Slice, start: datetime) -> None:
         """Let a given-up slice begin later, or go if nothing is left of it."""
-        with self._transaction():
-            self._connection.execute(
-                "UPDATE slice SET start = ? WHERE id = ?", (seconds(start), slice_.id)
-            )
-            self._connection.execute(
-                "DELETE FROM slice WHERE id = ? AND start >= end", (slice_.id,)
-            )
+        self._connection.execute(
+            "UPDATE slice SET start = ? WHERE id = ?", (seconds(start), slice_.id)
+        )
+        self._connection.execute(
+            "DELETE FROM slice WHERE id = ? AND start >= end", (slice_.id,)
+        )
 
     def split(self, slice_: Slice, early: Window) -> Slice:
         """Cut a given-up slice in two; gives the new one, its earlier part."""
@@ -2087,11 +2100,18 @@ class State:
             return self._begin(part, given_up=True)
 
     def lose_span(
-        self, content_type: str, window: Window, now: datetime, *, watermark: bool
+        self,
+        content_type: str,
+        window: Window,
+        now: datetime,
+        *,
+        watermark: bool,
+        job: Slice | None = None,
     ) -> list[Lost]:
         """Record that a span aged out; what of it was polled after all is not lost.
 
-        Its own transaction, whatever becomes of the run: it is said once.
+        Its own transaction, whatever becomes of the run: it is said once. What asked
+        for the span, the watermark or a given-up slice, begins behind it from now on.
         """
         reason = "content of more than 7 days ago can no longer be had"
         lost = [
@@ -2105,6 +2125,8 @@ class State:
             self._record(content_type, Changes(lost=lost), now, 0)
             if watermark:
                 self._set_watermark(content_type, window.end)
+            if job:
+                self._clip(job, window.end)
         return lost
 
     # -- ledger and pending
@@ -2161,7 +2183,7 @@ class State:
         for table, column, limit in (
             ("delivered", "created", 1000 * oldest),
             ("polled", "end", oldest),
-            ("lost", "end", oldest),
+            ("lost", "time", oldest),  # what was said this week is not said again
         ):
             self._connection.execute(
                 f"DELETE FROM {table} WHERE content_type = ? AND {column} < ?",
@@ -2502,7 +2524,7 @@ def load_requests() -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # requests says that it misses them
-            import requests  # noqa: F401
+            import requests  # noqa: F401 -- for its own sake
     finally:
         for name in absent:
             sys.modules.pop(name, None)
@@ -2917,18 +2939,19 @@ class TokenAnswer(NamedTuple):
         return cls(status, tuple(dict.fromkeys(numbers)), message, trace)
 
 
+NO_SIGN_IN_FIX = (
+    "nothing to do, unless it repeats: then look at the network, the proxy "
+    "(HTTPS_PROXY), ca_bundle, login_root and Microsoft's service health"
+)
+
+
 def token_error(answer: TokenAnswer) -> PollerError:
     """The error of a run that got no token: refused, or not reached."""
     data = "nothing was asked; the watermark stays, so nothing is lost for 7 days"
     passing = bool(AADSTS_PASSING & set(answer.codes)) or answer.status in (408, 429)
     if passing or answer.status >= 500 or not (answer.codes or answer.status == 401):
         said = answer.message or f"HTTP {answer.status}, not an answer of Entra ID"
-        return SourceError(
-            f"no access token: {said}",
-            data,
-            "nothing to do, unless it repeats: then look at the network, login_root "
-            "and Microsoft's service health",
-        )
+        return UnreachedError(f"no access token: {said}", data, NO_SIGN_IN_FIX)
     known = [AADSTS[code] for code in answer.codes if code in AADSTS]
     meaning, fix = (
         known[0]
@@ -3049,6 +3072,14 @@ class TokenSource:
                 self._msal_http.last = None  # that was the discovery's answer
             # Else the last answer stays: msal replays a 400 without asking again.
             told = self._app.acquire_token_for_client(scopes=[self._scope])
+        except SourceError as error:
+            data = (
+                "nothing was asked; the watermark stays, so nothing is lost for 7 days"
+            )
+            what = f"no access token: {error.what}"
+            raise UnreachedError(what, data, NO_SIGN_IN_FIX) from None
+        except AnswerError as error:
+            raise token_error(TokenAnswer(503, (), str(error), "")) from None
         except PollerError:
             raise
         except Exception as error:  # noqa: BLE001 -- msal raises what its parts raise
@@ -3736,7 +3767,7 @@ class ActivityApi:
             if judgement.verdict is Verdict.BAD_PAGE:
                 raise PageLostError(judgement.reason) from None
             if judgement.verdict is Verdict.NO_SUBSCRIPTION:
-                raise NotSubscribedError(content_type, judgement.reason) from None
+                raise NotSubscribedError(judgement.reason) from None
             raise refusal(what, permission_for(content_type), judgement) from None
 
     def fetch(
@@ -3882,6 +3913,7 @@ class Failed(NamedTuple):
     verdict: Verdict
     reason: str
     outage: bool = False  # no answer about this blob: the service may be ill
+    defect: Exception | None = None  # of this program
 
 
 class Listed(NamedTuple):
@@ -3977,8 +4009,11 @@ class Downloads:
                 return
             except (SourceError, AnswerError, TooLargeError) as error:
                 result = failed(blob, error)
-            except BaseException as error:  # noqa: BLE001 -- raised in the main thread
-                result = error
+            except PollerError as error:
+                result = error  # raised in the main thread
+            except Exception as error:  # noqa: BLE001 -- said, and no blob blocks others
+                reason = f"a defect of this program ({type(error).__name__})"
+                result = Failed(blob, Verdict.FAILED, reason, defect=error)
             finally:
                 self.budget.leave(ticket, handed=handed)
             self._results.put(result)
@@ -3987,7 +4022,8 @@ class Downloads:
 def failed(blob: Blob, error: Exception) -> Failed:
     """What an error says of a blob."""
     if isinstance(error, AnswerError):
-        return Failed(blob, error.judgement.verdict, error.judgement.reason)
+        verdict, reason = error.judgement.verdict, error.judgement.reason
+        return Failed(blob, verdict, reason, outage=verdict is Verdict.FAILED)
     if isinstance(error, TooLargeError):
         reason = f"more than {BLOB_BYTES // MEGABYTE} MB unpacked"
         return Failed(blob, Verdict.FAILED, reason)
@@ -4032,6 +4068,11 @@ class TimedOutError(PeerError):
     """A Logstash host made no progress in time."""
 
 
+# A TLS input closes at the first plain bytes, without a word. Were we to end our side
+# before that arrives, its end of stream would look like the confirmation.
+PLAIN_PATIENCE = 0.3
+
+
 class LogstashSink:
     """Batches over TCP or TLS, a connection each, to the first host that takes it.
 
@@ -4044,6 +4085,7 @@ class LogstashSink:
         self._settings = settings
         self._left_alone: dict[Host, str] = {}
         self._context = sink_context(settings) if settings.tls else None
+        self._proved: set[Host] = set()  # do not close at the first plain bytes
 
     def deliver(self, pieces: Sequence[bytes]) -> None:
         """Have a batch taken by one host; each is tried twice at most."""
@@ -4076,6 +4118,9 @@ class LogstashSink:
             with self.connect(host) as connection:
                 step = "sending"
                 send_all(connection, pieces)
+                if self._context is None and host not in self._proved:
+                    listen(connection, PLAIN_PATIENCE)
+                    self._proved.add(host)
                 step = "confirming"
                 end_sending(connection)
                 await_end(connection, self._settings.timeout_seconds)
@@ -4151,22 +4196,26 @@ def send_all(connection: socket.socket, pieces: Sequence[bytes]) -> None:
     listen(connection)
 
 
-def listen(connection: socket.socket) -> None:
-    """Raise if the peer has ended its side or said something: it only ever takes.
+def listen(connection: socket.socket, patience: float = 0.0) -> None:
+    """Raise if the peer ends its side, or says something, within so many seconds.
 
     Under TLS it reads the session tickets that come after the handshake, and an alert
     (a client certificate that is refused is told only then, under TLS 1.3).
     """
     timeout = connection.gettimeout()
-    connection.settimeout(0)
+    connection.settimeout(patience)
     try:
         said = connection.recv(256)
-    except (BlockingIOError, ssl.SSLWantReadError):
+    except (BlockingIOError, ssl.SSLWantReadError, TimeoutError):
         return
     finally:
         connection.settimeout(timeout)
     refuse_words(said)
-    raise ConnectionError("it closed the connection before the end")
+    raise ConnectionError(
+        "it closed the connection before the end (does it want TLS?)"
+        if not isinstance(connection, ssl.SSLSocket)
+        else "it closed the connection before the end"
+    )
 
 
 def refuse_words(said: bytes) -> None:
@@ -4562,6 +4611,8 @@ class Run:
         enabled: set[str] | None = None
         try:
             enabled = self.ports.api.subscriptions()
+        except UnreachedError:
+            raise
         except SourceError as error:
             # Content may be had all the same; if it can't, its listing will say so.
             log.warning("%s; going on to the content", error.what)
@@ -4661,9 +4712,7 @@ class Run:
         for job in self.ports.state.given_up(content_type):
             start, end = job.window.start, job.window.end
             if start < limit:
-                gone = Window(start, min(end, limit))
-                self.lose(content_type, gone, tally, watermark=False)
-                self.ports.state.clip(job, limit)
+                self.lose(content_type, Window(start, min(end, limit)), tally, job)
                 start = limit
             if start < self.oldest < end:
                 yield self.ports.state.split(job, Window(start, self.oldest))
@@ -4672,16 +4721,14 @@ class Run:
                 yield Slice(content_type, Window(start, end), job.id, reopened=True)
 
     def lose(
-        self,
-        content_type: str,
-        window: Window,
-        tally: Tally,
-        *,
-        watermark: bool = True,
+        self, content_type: str, window: Window, tally: Tally, job: Slice | None = None
     ) -> None:
-        """Record a span that aged out, and say it, once."""
+        """Record a span that aged out, and say it, once.
+
+        job: the given-up slice that it belonged to, else it was the watermark's.
+        """
         lost = self.ports.state.lose_span(
-            content_type, window, self.now, watermark=watermark
+            content_type, window, self.now, watermark=job is None, job=job
         )
         self.say_lost(lost, tally)
         tally.lost += len(lost)
@@ -4827,6 +4874,15 @@ class Run:
         """Note what becomes of a blob that could not be fetched."""
         if failure.blob.id not in waiting and self.ports.state.is_lost(failure.blob):
             return  # said before; a backfill or --reconcile has tried it once more
+        if failure.defect:
+            self.exits.add(Exit.UNEXPECTED)
+            blob = plain(failure.blob.id, 120)
+            log.error(
+                "a defect of this program at blob %s; the blob waits and the others go "
+                "on; please report it with the traceback in the log file",
+                blob,
+                exc_info=failure.defect,
+            )
         what = fate(failure, waiting.get(failure.blob.id), self.now)
         if isinstance(what, Lost):
             batch.changes.lost.append(what)
@@ -6363,8 +6419,8 @@ def read_order(
         types.append(known)
         if not known:
             complaints.append(
-                f"--content-type: expected one of {', '.join(CONTENT_TYPES)}"
-                f"{nearest(text, CONTENT_TYPES)}, got {plain(text)!r}"
+                f"--content-type: expected one of {', '.join(CONTENT_TYPES)}, "
+                f"got {plain(text)!r}{nearest(text, CONTENT_TYPES)}"
             )
     window = read_times(arguments.start, arguments.end, now, complaints)
     if arguments.stdout and (arguments.reconcile or arguments.report):
@@ -6595,8 +6651,26 @@ def write_line(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+STOP_SECONDS = 8.0
+
+
+def end_anyway(signals: socket.socket) -> None:
+    """End the process some seconds after a signal, should the main thread not.
+
+    It may sit where no signal reaches it: in the resolver, or waiting for SQLite. The
+    state is whole at any moment.
+    """
+    signum = signals.recv(1)
+    time.sleep(STOP_SECONDS)
+    os._exit(128 + signum[0])
+
+
 def stop_on_signals() -> None:
     """Have SIGINT and SIGTERM end the run in good order; a second one is ignored."""
+    ours, pythons = socket.socketpair()
+    pythons.setblocking(False)  # noqa: FBT003 -- its only form
+    signal.set_wakeup_fd(pythons.detach())
+    threading.Thread(target=end_anyway, args=(ours,), daemon=True).start()
 
     def stop(signum: int, frame: object) -> None:
         del frame

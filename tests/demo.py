@@ -172,7 +172,11 @@ class Demo:
         def read() -> None:
             assert process.stdout is not None
             for line in process.stdout:
-                said.put(fill(line.rstrip("\n"), "  ", "      "))
+                text = line.rstrip("\n")
+                # A table stands as it is, however wide.
+                said.put(
+                    text if "--report" in arguments else fill(text, "  ", "      ")
+                )
             said.put(None)
 
         threading.Thread(target=read, daemon=True).start()

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import demo
 import pytest
@@ -352,8 +353,19 @@ EXAMPLES = {
 }
 
 
+def comparable(settings: Settings) -> dict[str, str]:
+    """The settings as text, without the credential; secrets are *** in it."""
+    parts: list[Any] = [settings.azure, *settings[2:]]
+    return {
+        f"{type(part).__name__}.{name}": repr(getattr(part, name))
+        for part in parts
+        for name in part._fields
+        if name != "credential"
+    }
+
+
 def test_what_the_example_comments_out_is_the_default(pair: Path) -> None:
-    default = repr(settings_of(FILLED, pair))  # secrets are *** in it
+    default = comparable(settings_of(FILLED, pair))
     shown = commented_out()
     assert {(section, key) for section, key, _ in shown} >= EXAMPLES
     for section, key, value in shown:
@@ -361,7 +373,7 @@ def test_what_the_example_comments_out_is_the_default(pair: Path) -> None:
             continue
         text = FILLED.replace(f"\n#{key} = {value}\n", f"\n{key} = {value}\n")
         assert text != FILLED
-        assert repr(settings_of(text, pair)) == default, (section, key)
+        assert comparable(settings_of(text, pair)) == default, (section, key)
 
 
 def test_the_example_says_of_each_key_when_to_change_it() -> None:

@@ -23,7 +23,7 @@ def at(**ago: float) -> datetime:
 
 
 def azure(tenant: str = TENANT) -> op.Azure:
-    nobody = op.Credential(op.Secret(""), "", "", op.Secret(""))
+    nobody = op.Credential(None, "", "", op.Secret(""))
     root = "https://manage.office.com"
     return op.Azure(tenant, tenant, nobody, root, root, root, None, tenant)
 
