@@ -3011,10 +3011,7 @@ class MsalHttp:
         if body:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
         call = Call(method, url, "sign-in", headers, body, takes_any=True)
-        try:
-            return self._http.ask(call, self._take)
-        except AnswerError as error:  # all others are handed over as they are
-            raise untrusted("no access token", error.judgement) from None
+        return self._http.ask(call, self._take)
 
     def _take(self, response: requests.Response) -> requests.Response:
         if 200 <= response.status_code < 300:
@@ -3078,8 +3075,9 @@ class TokenSource:
             )
             what = f"no access token: {error.what}"
             raise UnreachedError(what, data, NO_SIGN_IN_FIX) from None
-        except AnswerError as error:
-            raise token_error(TokenAnswer(503, (), str(error), "")) from None
+        except AnswerError as error:  # all other answers are handed to msal
+            found = untrusted("no access token", error.judgement)
+            raise UnreachedError(found.what, found.data, found.fix) from None
         except PollerError:
             raise
         except Exception as error:  # noqa: BLE001 -- msal raises what its parts raise
