@@ -2324,6 +2324,11 @@ class State:
         with self._transaction():
             self._connection.execute("DELETE FROM said WHERE key = ?", (key,))
 
+    def said_keys(self, prefix: str) -> set[str]:
+        """All that was said under a prefix, which holds no % and no _."""
+        rows = self._rows("SELECT key FROM said WHERE key LIKE ?", f"{prefix}%")
+        return {key for (key,) in rows}
+
     def note_said(
         self, said: Iterable[str], unsaid: Iterable[str], now: datetime
     ) -> None:
@@ -5208,11 +5213,12 @@ def lasting_letters(
 
 def loss_letter(state: State) -> Iterator[Letter]:
     """The mail for the losses that no mail has told of yet, if there are any."""
-    fresh = []
+    fresh, prefix = [], "mail: lost "
+    told = state.said_keys(prefix)
     for lost in state.losses():
         parts = (lost.content_type, lost.content_id, str(lost.window))
-        key = f"mail: lost {fingerprint(' '.join(parts)).hex()}"
-        if state.said(key) is None:
+        key = prefix + fingerprint(" ".join(parts)).hex()
+        if key not in told:
             fresh.append((key, lost))
     if not fresh:
         return
