@@ -3016,7 +3016,10 @@ class MsalHttp:
         if body:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
         call = Call(method, url, "sign-in", headers, body, takes_any=True)
-        return self._http.ask(call, self._take)
+        try:
+            return self._http.ask(call, self._take)
+        except AnswerError as error:  # all others are handed over as they are
+            raise untrusted("sign-in", error.judgement) from None
 
     def _take(self, response: requests.Response) -> requests.Response:
         if 200 <= response.status_code < 300:
@@ -3079,10 +3082,7 @@ class TokenSource:
                 "nothing was asked; the watermark stays, so nothing is lost for 7 days"
             )
             what = f"no access token: {error.what}"
-            raise UnreachedError(what, data, NO_SIGN_IN_FIX) from None
-        except AnswerError as error:  # all other answers are handed to msal
-            found = untrusted("no access token", error.judgement)
-            raise UnreachedError(found.what, found.data, found.fix) from None
+            raise UnreachedError(what, data, error.fix) from None
         except PollerError:
             raise
         except Exception as error:  # noqa: BLE001 -- msal raises what its parts raise
