@@ -1682,6 +1682,11 @@ def fingerprint(content_id: str) -> bytes:
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
+# The watermark of a state that replaces an unreadable one: all that the API still has.
+# What that is, the run decides: a fixed time would have aged out by its first request.
+FROM_THE_EARLIEST = moment(0)
+
+
 @dataclass(frozen=True)
 class Slice:
     """A window of one content type on its way to being polled.
@@ -1839,7 +1844,7 @@ class State:
                 self._put("tenant_id", azure.tenant_id)
                 self._put("api_root", azure.api_root)
                 for content_type in again:
-                    self._set_watermark(content_type, earliest(now))
+                    self._set_watermark(content_type, FROM_THE_EARLIEST)
             self._put("opened", str(seconds(now)))
         for key in ("tenant_id", "api_root"):
             theirs, ours = self._get(key), getattr(azure, key)
@@ -4005,7 +4010,10 @@ class Run:
             )
             start = watermark
         else:
-            if watermark > now + CLOCKS_AGREE:
+            if watermark == FROM_THE_EARLIEST:
+                watermark = earliest(now)
+                state.set_watermark(content_type, watermark)
+            elif watermark > now + CLOCKS_AGREE:
                 watermark = self.bring_back(content_type, watermark)
             elif watermark < earliest(now):
                 self.lose(content_type, Window(watermark, earliest(now)), tally)
