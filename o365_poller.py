@@ -41,11 +41,11 @@ import contextlib
 import enum
 import fcntl
 import functools
+import gc
 import hashlib
 import itertools
 import json
 import logging
-import logging.handlers
 import os
 import queue
 import random
@@ -59,18 +59,34 @@ import termios
 import threading
 import time
 import unicodedata
+import warnings
 import zlib
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from difflib import get_close_matches
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from types import MappingProxyType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    NamedTuple,
+    Protocol,
+    TextIO,
+    TypeVar,
+)
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 if TYPE_CHECKING:
     import requests
+
+if __name__ == "__main__":
+    # Nothing that start-up makes is garbage: looking for it costs an idle poll a tenth.
+    # run_with() switches it on again.
+    gc.disable()
 
 __version__ = "1.0.0"
 
@@ -93,8 +109,7 @@ PERMISSIONS = {"DLP.All": "ActivityFeed.ReadDlp"}
 PERMISSION = "ActivityFeed.Read"
 
 
-@dataclass(frozen=True)
-class Cloud:
+class Cloud(NamedTuple):
     """Where a national cloud answers; roots without tenant or trailing slash."""
 
     login_root: str
@@ -150,8 +165,8 @@ EMPTY_PAGES_MOST = 10
 MEGABYTE = 1 << 20
 LISTING_BYTES = 64 * MEGABYTE
 BLOB_BYTES = 256 * MEGABYTE
-BUDGET_BYTES = 24 * MEGABYTE
-BATCH_BYTES = 8 * MEGABYTE
+BUDGET_BYTES = 16 * MEGABYTE
+BATCH_BYTES = 6 * MEGABYTE
 CHUNK = MEGABYTE
 SEND_CHUNK = 256 * 1024
 
@@ -258,6 +273,10 @@ class RefusedError(PollerError):
     exit = Exit.REFUSED
 
 
+class UnreachedError(SourceError):
+    """The sign-in could not be had: nothing can be asked in this run."""
+
+
 class TokenError(RefusedError):
     """No access token, or the API refuses the one we have: ends the run."""
 
@@ -323,35 +342,39 @@ class Secret:
         return "***"
 
 
+def blacked_out(text: str) -> str:
+    """The text with no known secret in it."""
+    for secret in Secret.known:
+        text = text.replace(secret, "***")
+    return text
+
+
 class Redactor(logging.Filter):
     """The last line of defence: no known secret passes a log handler."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Let every record pass, with the secrets in it blacked out."""
-        message = record.getMessage()
         if record.exc_info and not record.exc_text:
             record.exc_text = logging.Formatter().formatException(record.exc_info)
-        for secret in Secret.known:
-            message = message.replace(secret, "***")
-            if record.exc_text:
-                record.exc_text = record.exc_text.replace(secret, "***")
-        record.msg, record.args = message, ()
+        if record.exc_text:
+            record.exc_text = blacked_out(record.exc_text)
+        record.msg, record.args = blacked_out(record.getMessage()), ()
         return True
 
 
-@dataclass(frozen=True)
-class Credential:
+class Credential(NamedTuple):
     """What proves the application's identity to Entra ID: a key or a secret."""
 
-    private_key: Secret  # PEM, decrypted: it lives in this process only
+    private_key: (
+        Any  # cryptography's key object, which no repr shows; None for a secret
+    )
     certificate: str  # PEM, or "" with a thumbprint alone
     thumbprint: str  # SHA-1, lower-case hex, or "": then PS256 and x5t#S256
     client_secret: Secret
     expires: datetime | None = None
 
 
-@dataclass(frozen=True)
-class Azure:
+class Azure(NamedTuple):
     """[azure]: who asks, of whom, and where they answer."""
 
     tenant_id: str
@@ -364,8 +387,7 @@ class Azure:
     publisher_id: str
 
 
-@dataclass(frozen=True)
-class Poll:
+class Poll(NamedTuple):
     """[poll]: what is asked for, and how."""
 
     content_types: tuple[str, ...]
@@ -376,8 +398,7 @@ class Poll:
     timeout_seconds: float
 
 
-@dataclass(frozen=True)
-class Host:
+class Host(NamedTuple):
     """One Logstash host."""
 
     name: str
@@ -391,8 +412,7 @@ class Host:
         )
 
 
-@dataclass(frozen=True)
-class Logstash:
+class Logstash(NamedTuple):
     """[logstash]: where the lines go."""
 
     hosts: tuple[Host, ...]
@@ -404,24 +424,21 @@ class Logstash:
     run_events: bool
 
 
-@dataclass(frozen=True)
-class Logging:
+class Logging(NamedTuple):
     """[logging]: the log file."""
 
     file: Path | None
     level: str
 
 
-@dataclass(frozen=True)
-class Graph:
+class Graph(NamedTuple):
     """[graph]: names of applications."""
 
     application_names: bool
     cache_file: Path
 
 
-@dataclass(frozen=True)
-class Alerts:
+class Alerts(NamedTuple):
     """[alerts]: who gets mail, and when."""
 
     smtp_host: str
@@ -435,8 +452,7 @@ class Alerts:
     certificate_days: int
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """The whole configuration, checked."""
 
     file: Path
@@ -499,13 +515,15 @@ KEYS: dict[str, tuple[str, ...]] = {
 SECRET_KEYS = ("private_key_passphrase", "client_secret", "password")
 ENVIRONMENT = "O365_POLLER_"
 SMTP_PORTS = {"none": 25, "starttls": 587, "tls": 465}
-GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+GUID = re.compile("-".join(f"[0-9A-Fa-f]{{{n}}}" for n in (8, 4, 4, 4, 12)))
 HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?")
 TRUE_WORDS, FALSE_WORDS = ("yes", "true", "on", "1"), ("no", "false", "off", "0")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A remark on the known name that was probably meant, or nothing."""
+    from difflib import get_close_matches
+
     choices = {name.lower(): name for name in known}
     found = get_close_matches(word.lower(), choices, n=1)
     return f"; did you mean {choices[found[0]]}?" if found else ""
@@ -527,15 +545,16 @@ def read_text(file: Path, complaints: list[str]) -> str | None:
     return text
 
 
-def read_ini(file: Path, complaints: list[str]) -> dict[str, dict[str, str]]:
-    """The file's sections and keys; what cannot be read goes to complaints."""
+def read_ini(file: Path, complaints: list[str]) -> dict[str, dict[str, str]] | None:
+    """The file's sections and keys; None, with complaints, if it cannot be read."""
     text = read_text(file, complaints)
     if text is None:
-        return {}
+        return None
     lines = text.splitlines()
+    strict = True
     while True:
         parser = configparser.RawConfigParser(
-            default_section="\0", empty_lines_in_values=False
+            default_section="\0", empty_lines_in_values=False, strict=strict
         )
         try:
             parser.read_string("\n".join(lines))
@@ -550,18 +569,18 @@ def read_ini(file: Path, complaints: list[str]) -> dict[str, dict[str, str]]:
                 f"{file}: [{twice.section}]: expected once, "
                 f"given again in line {twice.lineno}"
             )
-            lines[(twice.lineno or 1) - 1] = ""
+            strict = False  # its keys are still to be looked at
         except configparser.MissingSectionHeaderError as missing:
             complaints.append(
                 f"{file}: line {missing.lineno}: expected a [section] before any key"
             )
-            return {}
+            return None
         except configparser.ParsingError as broken:
             complaints.extend(
                 f"{file}: line {number}: expected 'key = value'"
                 for number, _ in broken.errors
             )
-            return {}
+            return None
         else:
             return {name: dict(parser[name]) for name in parser.sections()}
 
@@ -579,7 +598,11 @@ class Reader:
         self._take_environment(environ)
 
     def _take_file(self) -> None:
-        for section, keys in read_ini(self.file, self.complaints).items():
+        found = read_ini(self.file, self.complaints)
+        if found is None:
+            # Nothing can be said of its keys: that they are missing least of all.
+            raise ConfigError(self.complaints)
+        for section, keys in found.items():
             if section not in KEYS:
                 self.complaints.append(
                     f"{self.file}: [{section}]: unknown section; expected one of "
@@ -617,12 +640,12 @@ class Reader:
             self.values[section, key] = value
             self.places[section, key] = f"environment: {name}: [{section}] {key}"
 
-    def complain(self, section: str, key: str, expected: str) -> None:
+    def complain(self, section: str, key: str, expected: str, hint: str = "") -> None:
         """Note that a key's value is not what was expected; secrets stay unshown."""
         place = self.places.get((section, key), f"{self.file}: [{section}] {key}")
         value = self.values.get((section, key))
         got = "" if value is None or key in SECRET_KEYS else f", got {plain(value)!r}"
-        self.complaints.append(f"{place}: expected {expected}{got}")
+        self.complaints.append(f"{place}: expected {expected}{got}{hint}")
 
     def text(self, section: str, key: str, default: str = "") -> str:
         """The value as it stands, or the default."""
@@ -676,7 +699,7 @@ class Reader:
         text = self.text(section, key, default)
         if text.lower() not in words:
             hint = nearest(text, words.values())
-            self.complain(section, key, f"one of {', '.join(words.values())}{hint}")
+            self.complain(section, key, f"one of {', '.join(words.values())}", hint)
             return default
         return words[text.lower()]
 
@@ -723,10 +746,14 @@ class Reader:
 
     def writable(self, section: str, key: str, path: Path) -> Path:
         """A path at which a file can be made; the folder must be there."""
-        if path.is_dir():
-            self.complain(section, key, f"a file, and {path} is a folder")
-        elif not path.parent.is_dir():
-            self.complain(section, key, f"a file in a folder that exists ({path})")
+        try:
+            if path.is_dir():
+                self.complain(section, key, f"a file, and {path} is a folder")
+            elif not path.parent.is_dir():
+                self.complain(section, key, f"a file in a folder that exists ({path})")
+        except OSError as error:
+            expected = f"a file that this user may write ({path}: {error.strerror})"
+            self.complain(section, key, expected)
         return path
 
     def root(self, key: str, default: str) -> str:
@@ -779,7 +806,11 @@ def read_private_key(reader: Reader) -> Any:
         return None
     passphrase = reader.text("azure", "private_key_passphrase")
     try:
-        key = load_pem_private_key(pem, passphrase.encode() or None)
+        # Its own check of the numbers takes 30 ms at each start; signs_for() does too,
+        # by use.
+        key = load_pem_private_key(
+            pem, passphrase.encode() or None, unsafe_skip_rsa_key_validation=True
+        )
     except TypeError:  # by cryptography's documentation: given or missing wrongly
         fit = (
             "none, for the key is not encrypted"
@@ -842,7 +873,7 @@ def read_credential(reader: Reader) -> Credential:
             reader.complain(
                 "azure", "client_secret", f"no {' and no '.join(given)} beside it"
             )
-        return Credential(Secret(""), "", "", Secret(secret))
+        return Credential(None, "", "", Secret(secret))
     if "private_key" not in given:
         reader.complain("azure", "private_key", "the path of a PEM file; it is missing")
     if not {"certificate", "thumbprint"} & set(given):
@@ -871,26 +902,30 @@ def read_key_pair(reader: Reader) -> Credential:
         actual = certificate.fingerprint(hashes.SHA1()).hex()  # noqa: S303 -- a name
         if actual != thumbprint:
             reader.complain("azure", "thumbprint", f"the certificate's own, {actual}")
-    if None not in (key, certificate) and (
-        key.public_key() != certificate.public_key()
-    ):
+    if None not in (key, certificate) and not signs_for(key, certificate.public_key()):
         reader.complain(
             "azure", "certificate", "the certificate that belongs to the private key"
         )
-    pem = (
-        ""
-        if key is None
-        else key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        ).decode()
-    )
     if certificate is None:
-        return Credential(Secret(pem), "", thumbprint, Secret(""))
-    own = certificate.public_bytes(serialization.Encoding.PEM).decode()
+        return Credential(key, "", thumbprint, Secret(""))
+    pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
     expires = certificate.not_valid_after_utc
-    return Credential(Secret(pem), own, thumbprint, Secret(""), expires)
+    return Credential(key, pem, thumbprint, Secret(""), expires)
+
+
+def signs_for(key: Any, public_key: Any) -> bool:
+    """Whether a key's signature is good by a certificate's public key."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    try:
+        text = b"o365_poller"
+        signature = key.sign(text, PKCS1v15(), SHA256())
+        public_key.verify(signature, text, PKCS1v15(), SHA256())
+    except (InvalidSignature, ValueError, TypeError, AttributeError):
+        return False
+    return True
 
 
 # -- the sections ---------------------------------------------------------------
@@ -936,7 +971,7 @@ def read_poll(reader: Reader) -> Poll:
         if not content_type(text):
             hint = nearest(text, CONTENT_TYPES)
             reader.complain(
-                "poll", "content_types", f"some of {', '.join(CONTENT_TYPES)}{hint}"
+                "poll", "content_types", f"some of {', '.join(CONTENT_TYPES)}", hint
             )
     if not wanted:
         reader.complain("poll", "content_types", "at least one content type")
@@ -1089,8 +1124,7 @@ AGE = re.compile(r"(\d{1,6})([smhdw])")
 AGE_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """A span of availability (contentCreated), [start, end), in whole seconds."""
 
     start: datetime
@@ -1188,8 +1222,7 @@ def without(window: Window, polled: Iterable[Window]) -> list[Window]:
 # What the API's answers mean. Decisions only: nothing here touches the network.
 
 
-@dataclass(frozen=True)
-class Blob:
+class Blob(NamedTuple):
     """One content blob, as a listing names it."""
 
     content_type: str
@@ -1215,12 +1248,12 @@ class Verdict(enum.Enum):
     BAD_WINDOW = "the times are refused: whose clock is wrong?"
     BAD_PAGE = "list again from the first page"
     NO_AUDITING = "auditing is off in this tenant"
+    UNTRUSTED = "whoever answers has no certificate that we trust"
     REFUSED = "no, and it will stay no"
     FAILED = "not this time"
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """An answer, whole; header names in lower case."""
 
     status: int
@@ -1228,8 +1261,7 @@ class Answer:
     body: bytes
 
 
-@dataclass(frozen=True)
-class Judgement:
+class Judgement(NamedTuple):
     """The verdict on an answer, with what to tell a person."""
 
     verdict: Verdict
@@ -1337,11 +1369,13 @@ def judge_status(status: int, code: str) -> Verdict:
     return Verdict.FAILED
 
 
-def parse_listing(body: bytes, content_type: str, listed: datetime) -> list[Blob]:
-    """The blobs of a listing, as the API names them.
+def parse_listing(
+    body: bytes, content_type: str, listed: datetime
+) -> tuple[list[Blob], int]:
+    """The blobs of a listing, as the API names them, and how many entries are none.
 
     A blob without a readable contentCreated counts as made when it was listed. Raises
-    BrokenAnswerError if it is no array of objects with contentId.
+    BrokenAnswerError if it is no array.
     """
     try:
         entries = json.loads(body.decode("utf-8-sig"))
@@ -1349,11 +1383,11 @@ def parse_listing(body: bytes, content_type: str, listed: datetime) -> list[Blob
         raise BrokenAnswerError("the listing is not JSON") from None
     if not isinstance(entries, list):
         raise BrokenAnswerError("the listing is not an array")
-    blobs = []
+    blobs: list[Blob] = []
     for entry in entries:
         content_id = entry.get("contentId") if isinstance(entry, Mapping) else None
         if not isinstance(content_id, str) or not content_id:
-            raise BrokenAnswerError("the listing has an entry without contentId")
+            continue
         blobs.append(
             Blob(
                 content_type,
@@ -1363,7 +1397,7 @@ def parse_listing(body: bytes, content_type: str, listed: datetime) -> list[Blob
                 read_api_time(entry.get("contentExpiration")),
             )
         )
-    return blobs
+    return blobs, len(entries) - len(blobs)
 
 
 def parse_subscriptions(body: bytes) -> set[str]:
@@ -1382,8 +1416,7 @@ def parse_subscriptions(body: bytes) -> set[str]:
         raise BrokenAnswerError("the list of subscriptions is not JSON") from None
 
 
-@dataclass(frozen=True)
-class Feed:
+class Feed(NamedTuple):
     """The addresses of one tenant's activity feed; every URL with a token is made here.
 
     PublisherIdentifier is on every one: without it all such clients in the world
@@ -1682,13 +1715,7 @@ def fingerprint(content_id: str) -> bytes:
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
-# The watermark of a state that replaces an unreadable one: all that the API still has.
-# What that is, the run decides: a fixed time would have aged out by its first request.
-FROM_THE_EARLIEST = moment(0)
-
-
-@dataclass(frozen=True)
-class Slice:
+class Slice(NamedTuple):
     """A window of one content type on its way to being polled.
 
     id is 0 until a batch of it is confirmed; reopened marks one that an earlier run
@@ -1701,8 +1728,7 @@ class Slice:
     reopened: bool = False
 
 
-@dataclass(frozen=True)
-class Delivered:
+class Delivered(NamedTuple):
     """A blob whose events the sink has confirmed."""
 
     blob: Blob
@@ -1710,8 +1736,7 @@ class Delivered:
     bytes: int
 
 
-@dataclass(frozen=True)
-class Pending:
+class Pending(NamedTuple):
     """A blob that was listed and could not be fetched yet."""
 
     blob: Blob
@@ -1720,8 +1745,7 @@ class Pending:
     reason: str
 
 
-@dataclass(frozen=True)
-class Lost:
+class Lost(NamedTuple):
     """What can no longer be had: a span of availability, or a blob."""
 
     content_type: str
@@ -1828,14 +1852,40 @@ class State:
                 raise
         return state
 
-    def _prepare(self, azure: Azure, now: datetime, again: Sequence[str]) -> None:
-        version = self._one("PRAGMA user_version")
+    @classmethod
+    def look(cls, path: Path, azure: Azure) -> State:
+        """Open a state to read it and no more; it must exist.
+
+        Raises StateError, also where it is another's, and UnreadableStateError.
+        """
+        with state_errors(path):
+            connection = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=ro",
+                BUSY_SECONDS,
+                isolation_level=None,
+                uri=True,
+            )
+            state = cls(path, connection)
+            try:
+                state._version()
+                state._check_owner(azure)
+            except BaseException:
+                connection.close()
+                raise
+        return state
+
+    def _version(self) -> int:
+        version = int(self._one("PRAGMA user_version"))
         if version > SCHEMA_VERSION:
             raise StateError(
                 f"state file {self.path} was written by a newer version",
                 "nothing was asked or sent",
                 "run that version, or name another state_file",
             )
+        return version
+
+    def _prepare(self, azure: Azure, now: datetime, again: Sequence[str]) -> None:
+        version = self._version()
         with self._transaction():
             if version == 0:
                 for statement in SCHEMA.split(";\n"):
@@ -1844,8 +1894,12 @@ class State:
                 self._put("tenant_id", azure.tenant_id)
                 self._put("api_root", azure.api_root)
                 for content_type in again:
-                    self._set_watermark(content_type, FROM_THE_EARLIEST)
+                    # Later than earliest: what passes until it is asked is no gap.
+                    self._set_watermark(content_type, earliest(now) + RETENTION_MARGIN)
             self._put("opened", str(seconds(now)))
+        self._check_owner(azure)
+
+    def _check_owner(self, azure: Azure) -> None:
         for key in ("tenant_id", "api_root"):
             theirs, ours = self._get(key), getattr(azure, key)
             if theirs != ours:
@@ -2026,15 +2080,14 @@ class State:
             (content_type, seconds(end)),
         )
 
-    def clip(self, slice_: Slice, start: datetime) -> None:
+    def _clip(self, slice_: Slice, start: datetime) -> None:
         """Let a given-up slice begin later, or go if nothing is left of it."""
-        with self._transaction():
-            self._connection.execute(
-                "UPDATE slice SET start = ? WHERE id = ?", (seconds(start), slice_.id)
-            )
-            self._connection.execute(
-                "DELETE FROM slice WHERE id = ? AND start >= end", (slice_.id,)
-            )
+        self._connection.execute(
+            "UPDATE slice SET start = ? WHERE id = ?", (seconds(start), slice_.id)
+        )
+        self._connection.execute(
+            "DELETE FROM slice WHERE id = ? AND start >= end", (slice_.id,)
+        )
 
     def split(self, slice_: Slice, early: Window) -> Slice:
         """Cut a given-up slice in two; gives the new one, its earlier part."""
@@ -2047,11 +2100,18 @@ class State:
             return self._begin(part, given_up=True)
 
     def lose_span(
-        self, content_type: str, window: Window, now: datetime, *, watermark: bool
+        self,
+        content_type: str,
+        window: Window,
+        now: datetime,
+        *,
+        watermark: bool,
+        job: Slice | None = None,
     ) -> list[Lost]:
         """Record that a span aged out; what of it was polled after all is not lost.
 
-        Its own transaction, whatever becomes of the run: it is said once.
+        Its own transaction, whatever becomes of the run: it is said once. What asked
+        for the span, the watermark or a given-up slice, begins behind it from now on.
         """
         reason = "content of more than 7 days ago can no longer be had"
         lost = [
@@ -2065,6 +2125,8 @@ class State:
             self._record(content_type, Changes(lost=lost), now, 0)
             if watermark:
                 self._set_watermark(content_type, window.end)
+            if job:
+                self._clip(job, window.end)
         return lost
 
     # -- ledger and pending
@@ -2121,7 +2183,7 @@ class State:
         for table, column, limit in (
             ("delivered", "created", 1000 * oldest),
             ("polled", "end", oldest),
-            ("lost", "end", oldest),
+            ("lost", "time", oldest),  # what was said this week is not said again
         ):
             self._connection.execute(
                 f"DELETE FROM {table} WHERE content_type = ? AND {column} < ?",
@@ -2262,6 +2324,30 @@ class State:
         with self._transaction():
             self._connection.execute("DELETE FROM said WHERE key = ?", (key,))
 
+    def note_said(
+        self, said: Iterable[str], unsaid: Iterable[str], now: datetime
+    ) -> None:
+        """Note at once all that a mail has said, and what it has said to be well."""
+        with self._transaction():
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO said VALUES (?, ?, '')",
+                [(key, seconds(now)) for key in said],
+            )
+            self._connection.executemany(
+                "DELETE FROM said WHERE key = ?", [(key,) for key in unsaid]
+            )
+
+    def losses(self) -> list[Lost]:
+        """All that was lost and that the ledger still knows of, oldest first."""
+        rows = self._rows(
+            "SELECT content_type, start, end, reason, content_id FROM lost "
+            "ORDER BY time, start, content_type, content_id"
+        )
+        return [
+            Lost(content_type, Window(moment(start), moment(end)), reason, content_id)
+            for content_type, start, end, reason, content_id in rows
+        ]
+
 
 def lookup_values(content_type: str, blob: Blob) -> dict[str, object]:
     """What the questions of State.known are asked with."""
@@ -2368,8 +2454,7 @@ def set_aside(
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Taken(Generic[T]):
+class Taken(NamedTuple, Generic[T]):
     """What was made of a good answer."""
 
     value: T
@@ -2426,6 +2511,25 @@ def tls_context(bundle: Path | None) -> ssl.SSLContext:
     return context
 
 
+def load_requests() -> None:
+    """Import requests without its guesser of encodings, which it can do without.
+
+    We read bytes and know that they are UTF-8; the guesser's tables are a tenth of what
+    msal and requests cost to import.
+    """
+    guessers = ("chardet", "charset_normalizer")
+    absent = [name for name in guessers if name not in sys.modules]
+    # Documented: None in sys.modules makes an import say that there is no such module.
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # requests says that it misses them
+            import requests  # noqa: F401 -- for its own sake
+    finally:
+        for name in absent:
+            sys.modules.pop(name, None)
+
+
 def make_adapter(
     context: ssl.SSLContext, connections: int
 ) -> requests.adapters.HTTPAdapter:
@@ -2476,14 +2580,13 @@ class Throttle:
                 return
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One thing to ask for, in as many tries as it may take."""
 
     method: str
     url: str
     what: str  # for people: "listing of Audit.Exchange"
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = MappingProxyType({})
     body: str | None = None
     tries: int = TRIES
     takes_any: bool = False  # hand over every final answer, not the good ones alone
@@ -2528,6 +2631,7 @@ def clean_reason(error: BaseException) -> str:
         return plain(f"{cause.strerror}")
     words = [str(arg) for arg in cause.args if isinstance(arg, str)]
     text = re.sub(r"<[^>]*>:? ?", "", words[-1] if words else "")
+    text = re.sub(r"HTTPS?Connection\(host='([^']*)', port=(\d+)\)", r"\1:\2", text)
     return plain(text or type(cause).__name__)
 
 
@@ -2654,7 +2758,9 @@ class Http:
         except self._faults as error:
             reason = clean_reason(error)
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                return Judgement(Verdict.FAILED, f"certificate not trusted: {reason}")
+                return Judgement(
+                    Verdict.UNTRUSTED, f"certificate not trusted: {reason}"
+                )
             return Judgement(Verdict.RETRY, reason)
         finally:
             ANSWER_CLOCK.deadline = float("inf")
@@ -2697,6 +2803,29 @@ class Http:
         return date
 
 
+HttpKind = TypeVar("HttpKind", bound=Http)
+
+
+def make_http(
+    settings: Settings,
+    environ: Mapping[str, str],
+    timeout_seconds: float,
+    kind: type[HttpKind],
+) -> HttpKind:
+    """The way to Microsoft's hosts, with the CA bundle and proxies in force.
+
+    Raises ConfigError if the bundle cannot be read.
+    """
+    load_requests()
+    from requests.utils import get_environ_proxies
+
+    context = tls_context(ca_bundle(settings.azure, environ))
+    adapter = make_adapter(context, settings.poll.workers + 2)
+    return kind(
+        adapter, timeout_seconds, lambda url: get_environ_proxies(url, no_proxy=None)
+    )
+
+
 def gave_up(call: Call, judgement: Judgement, tries: int) -> Exception:
     """The error of a call whose tries are used up."""
     if judgement.verdict not in (Verdict.RETRY, Verdict.THROTTLED):
@@ -2707,6 +2836,16 @@ def gave_up(call: Call, judgement: Judgement, tries: int) -> Exception:
         "what is missing stays open and the next run asks again",
         "nothing to do, unless it repeats: then look at the network and at "
         "Microsoft's service health",
+    )
+
+
+def untrusted(what: str, judgement: Judgement) -> SourceError:
+    """The error of a call to a host whose certificate is not trusted."""
+    return SourceError(
+        f"{what}: {judgement.reason}",
+        "nothing was sent there; what is missing stays open for the next run",
+        "if a proxy opens TLS here, name its CA in ca_bundle in [azure]; else find out "
+        "who answers in Microsoft's place",
     )
 
 
@@ -2776,8 +2915,7 @@ AADSTS = {
 AADSTS_PASSING = frozenset({90033, 90024, 90055, 50196})
 
 
-@dataclass(frozen=True)
-class TokenAnswer:
+class TokenAnswer(NamedTuple):
     """What Entra ID answered, as far as a person needs it."""
 
     status: int
@@ -2801,18 +2939,19 @@ class TokenAnswer:
         return cls(status, tuple(dict.fromkeys(numbers)), message, trace)
 
 
+NO_SIGN_IN_FIX = (
+    "nothing to do, unless it repeats: then look at the network, the proxy "
+    "(HTTPS_PROXY), ca_bundle, login_root and Microsoft's service health"
+)
+
+
 def token_error(answer: TokenAnswer) -> PollerError:
     """The error of a run that got no token: refused, or not reached."""
     data = "nothing was asked; the watermark stays, so nothing is lost for 7 days"
     passing = bool(AADSTS_PASSING & set(answer.codes)) or answer.status in (408, 429)
     if passing or answer.status >= 500 or not (answer.codes or answer.status == 401):
         said = answer.message or f"HTTP {answer.status}, not an answer of Entra ID"
-        return SourceError(
-            f"no access token: {said}",
-            data,
-            "nothing to do, unless it repeats: then look at the network, login_root "
-            "and Microsoft's service health",
-        )
+        return UnreachedError(f"no access token: {said}", data, NO_SIGN_IN_FIX)
     known = [AADSTS[code] for code in answer.codes if code in AADSTS]
     meaning, fix = (
         known[0]
@@ -2874,13 +3013,8 @@ class MsalHttp:
         call = Call(method, url, "sign-in", headers, body, takes_any=True)
         try:
             return self._http.ask(call, self._take)
-        except AnswerError as error:  # no answer at all: the server is not trusted
-            raise SourceError(
-                f"no access token: {urlsplit(url).netloc}: {error}",
-                "nothing was sent there; the watermark stays",
-                "if a proxy of yours opens TLS connections, give its CA as ca_bundle "
-                "in [azure]; else look at login_root and at what is in between",
-            ) from None
+        except AnswerError as error:  # all others are handed over as they are
+            raise untrusted("no access token", error.judgement) from None
 
     def _take(self, response: requests.Response) -> requests.Response:
         if 200 <= response.status_code < 300:
@@ -2931,12 +3065,21 @@ class TokenSource:
         Documented by trial (msal 1.39): ValueError for a 4xx at discovery and for
         non-JSON, MsalServiceError for a 5xx, TypeError and more for keys.
         """
-        self._msal_http.last = None
         try:
             if self._app is None:
+                self._msal_http.last = None
                 self._app = self._make_app()
                 self._msal_http.last = None  # that was the discovery's answer
+            # Else the last answer stays: msal replays a 400 without asking again.
             told = self._app.acquire_token_for_client(scopes=[self._scope])
+        except SourceError as error:
+            data = (
+                "nothing was asked; the watermark stays, so nothing is lost for 7 days"
+            )
+            what = f"no access token: {error.what}"
+            raise UnreachedError(what, data, NO_SIGN_IN_FIX) from None
+        except AnswerError as error:
+            raise token_error(TokenAnswer(503, (), str(error), "")) from None
         except PollerError:
             raise
         except Exception as error:  # noqa: BLE001 -- msal raises what its parts raise
@@ -2970,16 +3113,18 @@ class TokenSource:
 
         azure, credential = self._azure, self._azure.credential
         given: object
+        # msal documents PEM text for private_key; it hands the key on as it is, and
+        # PyJWT takes the object without parsing it again.
         if credential.client_secret:
             given = credential.client_secret.reveal()
         elif credential.thumbprint:
             given = {
-                "private_key": credential.private_key.reveal(),
+                "private_key": credential.private_key,
                 "thumbprint": credential.thumbprint,
             }
         else:
             given = {
-                "private_key": credential.private_key.reveal(),
+                "private_key": credential.private_key,
                 "public_certificate": credential.certificate,
             }
         root = urlsplit(azure.login_root)
@@ -3004,6 +3149,369 @@ def read_claims(token: Secret) -> dict[str, Any]:
     except (IndexError, ValueError, binascii.Error):
         return {}
     return claims if isinstance(claims, dict) else {}
+
+
+# == Application names =======================================================
+# ApplicationDisplayName beside ApplicationId, for those who asked for it. Best effort:
+# no event ever waits for a name. Names come from memory; Graph is asked on the side,
+# while the run goes on, and what it says is kept on disk for the next one.
+
+NAME_FIELD = "ApplicationDisplayName"
+# Documented (Graph's page on $filter): an `in` takes 15 values at most.
+GRAPH_BATCH = 15
+GRAPH_ASKED_MOST = 3_000  # a run; the next one goes on with the rest
+GRAPH_TIMEOUT_SECONDS = 5.0
+GRAPH_GATHER_SECONDS = 0.2  # how long an id waits for others to share its request
+GRAPH_LAST_SECONDS = 4.0  # what the end of a run waits for an answer, at most
+GRAPH_QUIET_SECONDS = 900.0
+NAME_SECONDS, NO_NAME_SECONDS = 30 * 86400.0, 86400.0
+NAME_MOST = 256
+NAME_CACHE_BYTES = 32 * MEGABYTE
+
+# Microsoft's own, most of which have no service principal in a tenant. Documented:
+# learn.microsoft.com, "Verify first-party Microsoft applications in sign-in reports".
+WELL_KNOWN_APPLICATIONS = {
+    "00000002-0000-0000-c000-000000000000": "Windows Azure Active Directory",
+    "00000002-0000-0ff1-ce00-000000000000": "Office 365 Exchange Online",
+    "00000003-0000-0000-c000-000000000000": "Microsoft Graph",
+    "00000003-0000-0ff1-ce00-000000000000": "Office 365 SharePoint Online",
+    "00000004-0000-0ff1-ce00-000000000000": "Skype for Business Online",
+    "00000005-0000-0ff1-ce00-000000000000": "Viva Engage",
+    "00000006-0000-0ff1-ce00-000000000000": "Microsoft Office 365 Portal",
+    "00000007-0000-0000-c000-000000000000": "Dataverse",
+    "00000009-0000-0000-c000-000000000000": "Power BI Service",
+    "0000000c-0000-0000-c000-000000000000": "Microsoft App Access Panel",
+    "00b41c95-dab0-4487-9791-b9d2c32c80f2": "Office 365 Management",
+    "04b07795-8ddb-461a-bbee-02f9e1bf7b46": "Microsoft Azure CLI",
+    "08e18876-6177-487e-b8b5-cf950c1e598c": (
+        "SharePoint Online Web Client Extensibility"
+    ),
+    "14d82eec-204b-4c2f-b7e8-296a70dab67e": "Microsoft Graph Command Line Tools",
+    "1950a258-227b-4e31-a9cf-717495945fc2": "Microsoft Azure PowerShell",
+    "1fec8e78-bce4-4aaf-ab1b-5451cc387264": "Microsoft Teams",
+    "23523755-3a2b-41ca-9315-f81f3f566a95": "ACOM Azure Website",
+    "26a7ee05-5602-4d76-a7ba-eae8b7b67941": "Windows Search",
+    "27922004-5251-4030-b22d-91ecd9a37ea4": "Outlook Mobile",
+    "29d9ed98-a469-4536-ade2-f981bc1d605e": "Microsoft Authentication Broker",
+    "2d4d3d8e-2be3-4bef-9f87-7875a61c29de": "OneNote",
+    "3090ab82-f1c1-4cdf-af2c-5d7a6f3e2cc7": "Microsoft Defender for Cloud Apps",
+    "4345a7b9-9a63-4910-a426-35363201d503": "O365 Suite UX",
+    "4765445b-32c6-49b0-83e6-1d93765276ca": "OfficeHome",
+    "47629505-c2b6-4a80-adb1-9b3a3d233b7b": "Microsoft Exchange Web Services",
+    "497effe9-df71-4043-a8bb-14cf78c4b63b": "Exchange Admin Center",
+    "4b233688-031c-404b-9a80-a4f3f2351f90": "Office.com",
+    "5d661950-3475-41cd-a2c3-d671a3162bc1": "Microsoft Outlook",
+    "5e3ce6c0-2b1f-4285-8d4b-75ee78787346": "Microsoft Teams Web Client",
+    "66a88757-258c-4c72-893c-3e8bed4d6899": "Office 365 Search Service",
+    "67e3df25-268a-4324-a550-0de1c7f97287": "Microsoft Office Web Apps Service",
+    "74bcdadc-2fdc-4bb3-8459-76d06952a0e9": "Intune Web Company Portal",
+    "797f4846-ba00-4fd7-ba43-dac1f8f63013": "Windows Azure Service Management API",
+    "80ccca67-54bd-44ab-8625-4b79c4dc7775": (
+        "Microsoft 365 Security and Compliance Center"
+    ),
+    "871c010f-5e61-4fb1-83ac-98610a7e9110": "Microsoft Power BI",
+    "89bee1f7-5e6e-4d8a-9f3d-ecd601259da7": "Office365 Shell WCSS-Client",
+    "93625bc8-bfe2-437a-97e0-3d0060024faa": "Microsoft password reset service",
+    "98db8bd6-0cc0-4e67-9de5-f187f1cd1b41": "Microsoft Substrate Management",
+    "ab9b8c07-8f02-4f72-87fa-80105867a763": "OneDrive SyncEngine",
+    "c44b4083-3bb0-49c1-b47d-974e53cbdf3c": "Azure Portal",
+    "c9a559d2-7aab-4f13-a6ed-e7e9c52aec87": "Microsoft Forms",
+    "cc15fd57-2c6c-4117-a88c-83b1d56b4bbe": "Microsoft Teams Services",
+    "d3590ed6-52b3-4102-aeff-aad2292ab01c": "Microsoft Office",
+    "de8bc8b5-d9f9-48b1-a8ad-b748da725064": "Graph Explorer",
+    "fb78d390-0c51-40cd-8e17-fdbfab77341b": (
+        "Microsoft Exchange REST API Based PowerShell"
+    ),
+}
+
+
+class KnownName(NamedTuple):
+    """What Graph said of an application: its name, "" for none, and when (Unix)."""
+
+    name: str
+    asked: float
+
+    def is_fresh(self, now: float) -> bool:
+        """Whether it need not be asked again."""
+        kept = NAME_SECONDS if self.name else NO_NAME_SECONDS
+        return 0 <= now - self.asked < kept
+
+
+@dataclass
+class NameCache:
+    """The names that are known, and until when Graph is better left alone (Unix)."""
+
+    names: dict[str, KnownName] = field(default_factory=dict)
+    quiet_until: float = 0.0
+
+    @classmethod
+    def parse(cls, data: bytes, tenant_id: str) -> NameCache:
+        """The cache file's content. Raises ValueError if it is damaged or not ours."""
+        try:
+            told = json.loads(data)
+            names = {
+                str(app_id): KnownName(str(row["name"]), float(row["asked"]))
+                for app_id, row in told["applications"].items()
+            }
+            owner, quiet_until = told["tenant_id"], float(told["quiet_until"])
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise ValueError("it is damaged") from None
+        if owner != tenant_id:
+            raise ValueError("it belongs to another tenant")
+        return cls(names, quiet_until)
+
+    def text(self, tenant_id: str, now: float) -> str:
+        """The cache file's content; names that nobody met for long are left out."""
+        applications = {
+            app_id: {"name": known.name, "asked": known.asked}
+            for app_id, known in sorted(self.names.items())
+            if now - known.asked < 2 * NAME_SECONDS
+        }
+        whole = {
+            "tenant_id": tenant_id,
+            "quiet_until": self.quiet_until,
+            "applications": applications,
+        }
+        return json.dumps(whole, indent=1) + "\n"
+
+
+def load_names(file: Path, tenant_id: str) -> NameCache:
+    """The cache on disk; an empty one where there is none or it is of no use."""
+    try:
+        with file.open("rb") as source:
+            data = source.read(NAME_CACHE_BYTES)
+        return NameCache.parse(data, tenant_id)
+    except FileNotFoundError:
+        return NameCache()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        log.info(
+            "cache of application names %s is not used: %s; events lack the names "
+            "until Graph tells them again; nothing to do, the file is written anew",
+            file,
+            reason,
+        )
+        return NameCache()
+
+
+def replace_file(file: Path, text: str) -> None:
+    """Write a file whole or not at all, for this user's eyes only. Raises OSError."""
+    fresh = file.with_name(f"{file.name}.{os.getpid()}.new")
+    fresh.unlink(missing_ok=True)
+    try:
+        descriptor = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with open(descriptor, "w", encoding="ascii") as target:  # noqa: PTH123 -- an fd
+            target.write(text)
+            target.flush()
+            os.fsync(target.fileno())
+        fresh.replace(file)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def with_member(text: str, name: str, value: str) -> str:
+    """A JSON object's text with one more member at its end; the rest as it stood."""
+    return f"{text[:-1]},{json.dumps(name)}:{json.dumps(value)}{text[-1]}"
+
+
+class Directory:
+    """The applications of a tenant, as Graph knows them."""
+
+    def __init__(self, graph_root: str, http: Http, bearer: Bearer) -> None:
+        self._base = f"{graph_root}/v1.0/servicePrincipals"
+        self._http = http
+        self._bearer = bearer
+        self._takes_batches = True
+
+    def names(self, app_ids: Sequence[str]) -> dict[str, str]:
+        """The name of each application, "" where the tenant has none of that id.
+
+        At most GRAPH_BATCH ids, in lower case. Raises AnswerError, PollerError.
+        """
+        if self._takes_batches:
+            try:
+                return self._by_filter(app_ids)
+            except AnswerError as error:
+                if error.judgement.verdict not in (Verdict.FAILED, Verdict.MISSING):
+                    raise
+                log.debug("Graph takes no batches (%s); asked one by one", error)
+                self._takes_batches = False
+        return {app_id: self._by_key(app_id) for app_id in app_ids}
+
+    def _by_filter(self, app_ids: Sequence[str]) -> dict[str, str]:
+        listed = ",".join(f"'{app_id}'" for app_id in app_ids)
+        query = urlencode(
+            {"$filter": f"appId in ({listed})", "$select": "appId,displayName"},
+            safe="$,'()",
+            quote_via=quote,
+        )
+        told = self._get(f"{self._base}?{query}")
+        rows = told.get("value")
+        if not isinstance(rows, list):
+            raise BrokenAnswerError("Graph's answer has no list")
+        found = dict(filter(None, map(application, rows)))
+        # What another page would name is not unknown, only not told yet.
+        absent = {} if "@odata.nextLink" in told else dict.fromkeys(app_ids, "")
+        return {**absent, **{key: found[key] for key in app_ids if key in found}}
+
+    def _by_key(self, app_id: str) -> str:
+        url = f"{self._base}(appId='{app_id}')?$select=appId,displayName"
+        try:
+            return dict([application(self._get(url)) or (app_id, "")]).get(app_id, "")
+        except AnswerError as error:
+            if error.judgement.verdict is Verdict.MISSING:
+                return ""
+            raise
+
+    def _get(self, url: str) -> Mapping[str, Any]:
+        # Not retried: the next run asks again, and an event does not wait for it.
+        call = Call("GET", url, "names of applications", retried=frozenset())
+
+        def take(response: requests.Response) -> Mapping[str, Any]:
+            try:
+                told = json.loads(read_answer(response).body.decode("utf-8-sig"))
+            except (ValueError, RecursionError):
+                raise BrokenAnswerError("Graph's answer is not JSON") from None
+            if not isinstance(told, Mapping):
+                raise BrokenAnswerError("Graph's answer is not an object")
+            return told
+
+        return self._http.ask(call, take, self._bearer)
+
+
+def application(row: object) -> tuple[str, str] | None:
+    """The id, in lower case, and the name that a row of Graph's holds."""
+    if not isinstance(row, Mapping):
+        return None
+    app_id, name = row.get("appId"), row.get("displayName")
+    if not isinstance(app_id, str) or not isinstance(name, str):
+        return None
+    return app_id.lower(), name[:NAME_MOST]
+
+
+class ApplicationNames:
+    """Adds the name of the application to events; safe for many threads.
+
+    trouble is what a person would have to mend, once the run is over.
+    """
+
+    def __init__(self, directory: Directory, file: Path, tenant_id: str) -> None:
+        self._directory = directory
+        self._file = file
+        self._tenant_id = tenant_id
+        self._now = time.time()
+        self._cache = load_names(file, tenant_id)
+        quiet = self._cache.quiet_until - self._now
+        self._off = 0 < quiet <= 2 * GRAPH_QUIET_SECONDS
+        self._changed = False
+        self._wanted: set[str] = set()
+        self._waiting: list[str] = []
+        self._wake = threading.Condition()
+        self._ending = False
+        self._thread: threading.Thread | None = None
+        self.trouble = ""
+
+    def decorate(self, event: Mapping[str, Any], text: str) -> str:
+        """The event's text, with the application's name if that is known by now."""
+        app_id = event.get("ApplicationId")
+        if not isinstance(app_id, str) or not app_id or NAME_FIELD in event:
+            return text
+        name = self._name(app_id.lower())
+        return with_member(text, NAME_FIELD, name) if name else text
+
+    def _name(self, app_id: str) -> str:
+        if well_known := WELL_KNOWN_APPLICATIONS.get(app_id):
+            return well_known
+        known = self._cache.names.get(app_id)
+        if known is None or not known.is_fresh(self._now):
+            self._want(app_id)
+        return known.name if known else ""  # an old name is better than none
+
+    def _want(self, app_id: str) -> None:
+        if self._off or app_id in self._wanted or not GUID.fullmatch(app_id):
+            return
+        with self._wake:
+            if app_id in self._wanted or len(self._wanted) >= GRAPH_ASKED_MOST:
+                return
+            self._wanted.add(app_id)
+            self._waiting.append(app_id)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, daemon=True)
+                self._thread.start()
+            self._wake.notify()
+
+    def _work(self) -> None:
+        """Ask Graph for what is wanted, until the run ends or Graph will not."""
+        try:
+            while batch := self._next_batch():
+                for app_id, name in self._directory.names(batch).items():
+                    self._cache.names[app_id] = KnownName(name, self._now)
+                    self._changed = True
+        except Exception as error:  # noqa: BLE001 -- a name is never worth a run
+            self._give_up(error)
+
+    def _next_batch(self) -> list[str]:
+        with self._wake:
+            self._wake.wait_for(lambda: self._waiting or self._ending)
+            if len(self._waiting) < GRAPH_BATCH and not self._ending:
+                self._wake.wait(GRAPH_GATHER_SECONDS)
+            batch = self._waiting[:GRAPH_BATCH]
+            del self._waiting[:GRAPH_BATCH]
+            return batch
+
+    def _give_up(self, error: Exception) -> None:
+        """Ask no more in this run; say why."""
+        self._off = True
+        judgement = error.judgement if isinstance(error, AnswerError) else None
+        if judgement and judgement.verdict is Verdict.REFUSED:
+            self.trouble = (
+                f"Graph refuses the names of applications ({judgement.reason}); events "
+                f"come without {NAME_FIELD}, but for Microsoft's own and those known "
+                "before; add the application permission Application.Read.All of "
+                "Microsoft Graph to the app registration and grant admin consent, or "
+                "set application_names = no in [graph]"
+            )
+            return
+        if judgement and judgement.retry_after:
+            self._be_quiet(judgement.retry_after)
+        reason = error.what if isinstance(error, PollerError) else plain(str(error))
+        log.info(
+            "names of applications: %s; events come without the names that are not "
+            "known yet; nothing to do, a later run asks again",
+            reason,
+        )
+
+    def _be_quiet(self, seconds_: float) -> None:
+        self._cache.quiet_until = self._now + min(seconds_, GRAPH_QUIET_SECONDS)
+        self._changed = True
+
+    def finish(self, most_seconds: float = GRAPH_LAST_SECONDS) -> None:
+        """Wait a little for what is still asked, and keep what was learned on disk."""
+        with self._wake:
+            self._ending = True
+            self._wake.notify()
+        if self._thread:
+            self._thread.join(most_seconds)
+            if self._thread.is_alive():
+                self._off = True
+                # Where Graph hangs, runs to come are not to wait for it each time.
+                self._be_quiet(GRAPH_QUIET_SECONDS)
+                log.info(
+                    "names of applications: no answer of Graph in time; events come "
+                    "without the names that are not known yet; nothing to do, a later "
+                    "run asks again"
+                )
+        if not self._changed:
+            return
+        try:
+            replace_file(self._file, self._cache.text(self._tenant_id, self._now))
+        except (OSError, RuntimeError) as error:
+            log.info(
+                "cache of application names %s cannot be written: %s; a later run asks "
+                "Graph again; see that this user may write the file and its folder",
+                self._file,
+                error,
+            )
 
 
 # == Activity API ============================================================
@@ -3055,7 +3563,9 @@ def refusal(what: str, permission: str, judgement: Judgement) -> PollerError:
             "the span stays open and the next run asks again",
             "compare this machine's clock with UTC (NTP)",
         )
-    return broken_listing(what, judgement.reason)
+    is_trusted = judgement.verdict is not Verdict.UNTRUSTED
+    broken = broken_listing(what, judgement.reason)
+    return broken if is_trusted else untrusted(what, judgement)
 
 
 def broken_listing(what: str, reason: str) -> SourceError:
@@ -3103,8 +3613,7 @@ class SeenIds:
         return fresh, progress
 
 
-@dataclass(frozen=True)
-class Fetched:
+class Fetched(NamedTuple):
     """A blob's events as lines, ready for the wire."""
 
     blob: Blob
@@ -3139,6 +3648,7 @@ class ActivityApi:
         self._http = http
         self._bearer = bearer
         self._decorate = decorate
+        self._asked_to_start: set[str] = set()
 
     def date(self) -> datetime | None:
         """The API's clock, by the newest Date header; None before the first answer."""
@@ -3165,6 +3675,7 @@ class ActivityApi:
         Documented: 15 minutes must pass between two starts. Observed: the refusal comes
         as 403 or 429 with code "429". Raises SourceError, RefusedError.
         """
+        self._asked_to_start.add(content_type)
         url = self.feed.operation("start", contentType=content_type)
         call = Call("POST", url, f"start of the subscription to {content_type}")
         try:
@@ -3189,13 +3700,13 @@ class ActivityApi:
         """
         what = f"{content_type}: listing of {window}"
         seen = SeenIds()
-        for attempt in (1, 2):
+        for _ in (1, 2):
             try:
                 yield from self._pages(content_type, window, seen, stop)
                 return
             except NotSubscribedError as error:
                 # Documented: AF20022, AF20023. Observed: at times after a good list.
-                if attempt == 1:
+                if content_type not in self._asked_to_start:
                     note = self.start(content_type)
                     log.info("%s: subscription %s", content_type, note)
                 reason = f"the subscription is not active yet ({error})"
@@ -3213,14 +3724,16 @@ class ActivityApi:
         stop: threading.Event,
     ) -> Iterator[Blob]:
         what = f"{content_type}: listing of {window}"
-        url, asked, empty = self.feed.listing(content_type, window), set(), 0
+        url, asked = self.feed.listing(content_type, window), set()
+        empty = odd_entries = 0
         for number in range(1, PAGES_MOST + 1):
             asked.add(fingerprint(url))
-            blobs, following = self._page(url, what, content_type, stop)
+            blobs, odd, following = self._page(url, what, content_type, stop)
+            odd_entries += odd
             fresh, progress = seen.add(blobs)
             yield from fresh
             if not following:
-                return
+                break
             empty = 0 if blobs else empty + 1
             url = self.feed.next_page(following)
             if not url:
@@ -3233,18 +3746,19 @@ class ActivityApi:
             turns = bool(blobs) and not progress
             if fingerprint(url) in asked or turns or empty > EMPTY_PAGES_MOST:
                 raise broken_listing(what, f"the pages go in a circle at page {number}")
-        raise broken_listing(what, f"no end after {PAGES_MOST} pages")
+        else:
+            raise broken_listing(what, f"no end after {PAGES_MOST} pages")
+        if odd_entries:
+            raise broken_listing(what, f"{odd_entries} entries have no contentId")
 
     def _page(
         self, url: str, what: str, content_type: str, stop: threading.Event
-    ) -> tuple[list[Blob], str]:
-        def take(response: requests.Response) -> tuple[list[Blob], str]:
+    ) -> tuple[list[Blob], int, str]:
+        def take(response: requests.Response) -> tuple[list[Blob], int, str]:
             answer = read_answer(response)
             listed = self.date() or datetime.now(UTC)
-            return (
-                parse_listing(answer.body, content_type, listed),
-                next_page_header(answer.headers),
-            )
+            blobs, odd = parse_listing(answer.body, content_type, listed)
+            return blobs, odd, next_page_header(answer.headers)
 
         try:
             return self._http.ask(Call("GET", url, what), take, self._bearer, stop)
@@ -3253,7 +3767,7 @@ class ActivityApi:
             if judgement.verdict is Verdict.BAD_PAGE:
                 raise PageLostError(judgement.reason) from None
             if judgement.verdict is Verdict.NO_SUBSCRIPTION:
-                raise NotSubscribedError(content_type, judgement.reason) from None
+                raise NotSubscribedError(judgement.reason) from None
             raise refusal(what, permission_for(content_type), judgement) from None
 
     def fetch(
@@ -3308,8 +3822,8 @@ class ActivityApi:
 
 
 # == Downloads ===============================================================
-# The only threads of the program: one lists, some fetch, the main one decides,
-# sends and records.
+# The threads of the program: one lists, some fetch, the main one decides, sends and
+# records. (Two more are short-lived helpers: names of applications, mail.)
 
 
 class Budget:
@@ -3376,8 +3890,7 @@ class Budget:
             self._changed.notify_all()
 
 
-@dataclass(frozen=True)
-class TicketRoom:
+class TicketRoom(NamedTuple):
     """The budget as one download sees it."""
 
     budget: Budget
@@ -3393,21 +3906,20 @@ class TicketRoom:
         self.budget.take(self.ticket, amount, self.stop)
 
 
-@dataclass(frozen=True)
-class Failed:
+class Failed(NamedTuple):
     """A blob that could not be fetched, and why."""
 
     blob: Blob
     verdict: Verdict
     reason: str
     outage: bool = False  # no answer about this blob: the service may be ill
+    defect: Exception | None = None  # of this program
 
 
-@dataclass(frozen=True)
-class Listed:
+class Listed(NamedTuple):
     """The listing has ended, whole or with an error."""
 
-    count: int
+    blobs: int
     error: BaseException | None
 
 
@@ -3440,7 +3952,7 @@ class Downloads:
         threading.Thread(target=self._list, args=(blobs,), daemon=True).start()
         done, listed = 0, None
         try:
-            while listed is None or done < listed.count:
+            while listed is None or done < listed.blobs:
                 result = self._results.get()
                 if isinstance(result, BaseException):
                     raise result
@@ -3497,8 +4009,11 @@ class Downloads:
                 return
             except (SourceError, AnswerError, TooLargeError) as error:
                 result = failed(blob, error)
-            except BaseException as error:  # noqa: BLE001 -- raised in the main thread
-                result = error
+            except PollerError as error:
+                result = error  # raised in the main thread
+            except Exception as error:  # noqa: BLE001 -- said, and no blob blocks others
+                reason = f"a defect of this program ({type(error).__name__})"
+                result = Failed(blob, Verdict.FAILED, reason, defect=error)
             finally:
                 self.budget.leave(ticket, handed=handed)
             self._results.put(result)
@@ -3507,7 +4022,8 @@ class Downloads:
 def failed(blob: Blob, error: Exception) -> Failed:
     """What an error says of a blob."""
     if isinstance(error, AnswerError):
-        return Failed(blob, error.judgement.verdict, error.judgement.reason)
+        verdict, reason = error.judgement.verdict, error.judgement.reason
+        return Failed(blob, verdict, reason, outage=verdict is Verdict.FAILED)
     if isinstance(error, TooLargeError):
         reason = f"more than {BLOB_BYTES // MEGABYTE} MB unpacked"
         return Failed(blob, Verdict.FAILED, reason)
@@ -3540,7 +4056,7 @@ class StdoutSink:
             raise SinkError(
                 f"standard output: {error.strerror}",
                 "no state was touched",
-                "nothing, if the reader closed it on purpose",
+                "nothing to do, if the reader closed it on purpose",
             ) from None
 
 
@@ -3550,6 +4066,11 @@ class PeerError(Exception):
 
 class TimedOutError(PeerError):
     """A Logstash host made no progress in time."""
+
+
+# A TLS input closes at the first plain bytes, without a word. Were we to end our side
+# before that arrives, its end of stream would look like the confirmation.
+PLAIN_PATIENCE = 0.3
 
 
 class LogstashSink:
@@ -3564,6 +4085,7 @@ class LogstashSink:
         self._settings = settings
         self._left_alone: dict[Host, str] = {}
         self._context = sink_context(settings) if settings.tls else None
+        self._proved: set[Host] = set()  # do not close at the first plain bytes
 
     def deliver(self, pieces: Sequence[bytes]) -> None:
         """Have a batch taken by one host; each is tried twice at most."""
@@ -3593,9 +4115,12 @@ class LogstashSink:
         """Send a batch to a host and await that it is taken; else raise PeerError."""
         step = "connecting"
         try:
-            with self._connect(host) as connection:
+            with self.connect(host) as connection:
                 step = "sending"
                 send_all(connection, pieces)
+                if self._context is None and host not in self._proved:
+                    listen(connection, PLAIN_PATIENCE)
+                    self._proved.add(host)
                 step = "confirming"
                 end_sending(connection)
                 await_end(connection, self._settings.timeout_seconds)
@@ -3607,7 +4132,8 @@ class LogstashSink:
         except (OSError, ValueError) as error:
             raise PeerError(f"failed while {step}: {sink_reason(error)}") from None
 
-    def _connect(self, host: Host) -> socket.socket:
+    def connect(self, host: Host) -> socket.socket:
+        """A connection to a host, under TLS where that is configured."""
         timeout = self._settings.timeout_seconds
         plain_socket = socket.create_connection((host.name, host.port), timeout)
         if self._context is None:
@@ -3670,22 +4196,26 @@ def send_all(connection: socket.socket, pieces: Sequence[bytes]) -> None:
     listen(connection)
 
 
-def listen(connection: socket.socket) -> None:
-    """Raise if the peer has ended its side or said something: it only ever takes.
+def listen(connection: socket.socket, patience: float = 0.0) -> None:
+    """Raise if the peer ends its side, or says something, within so many seconds.
 
     Under TLS it reads the session tickets that come after the handshake, and an alert
     (a client certificate that is refused is told only then, under TLS 1.3).
     """
     timeout = connection.gettimeout()
-    connection.settimeout(0)
+    connection.settimeout(patience)
     try:
         said = connection.recv(256)
-    except (BlockingIOError, ssl.SSLWantReadError):
+    except (BlockingIOError, ssl.SSLWantReadError, TimeoutError):
         return
     finally:
         connection.settimeout(timeout)
     refuse_words(said)
-    raise ConnectionError("it closed the connection before the end")
+    raise ConnectionError(
+        "it closed the connection before the end (does it want TLS?)"
+        if not isinstance(connection, ssl.SSLSocket)
+        else "it closed the connection before the end"
+    )
 
 
 def refuse_words(said: bytes) -> None:
@@ -3712,8 +4242,9 @@ def end_sending(connection: socket.socket) -> None:
                     continue
                 except ssl.SSLWantReadError:  # sent; the answer is not waited for
                     break
-                else:
-                    break
+                # It ended its side before we did. OpenSSL says the same of a fatal
+                # alert that it meets here, such as a client certificate refused.
+                raise ConnectionError("it closed the connection before the end")
         finally:
             connection.settimeout(timeout)
     # Not SSLSocket.shutdown: it would drop the TLS layer, which has to read on.
@@ -3782,13 +4313,136 @@ def unacknowledged(connection: socket.socket) -> int:
     return int.from_bytes(answer, sys.byteorder)
 
 
+# == Progress ================================================================
+# How far a run has got: one line that is rewritten where a terminal looks on, and a
+# line a minute for -v and the log file.
+
+LIVE_SECONDS, LOGGED_SECONDS = 0.5, 60.0
+LONG_WINDOW = timedelta(hours=1)
+
+
+def time_left(seconds_: float) -> str:
+    """A rough span for people."""
+    minutes = round(seconds_ / 60)
+    if seconds_ < 60:
+        return "less than a minute"
+    if minutes < 120:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+class Progress:
+    """Tells how far a run has got; what has been recorded counts."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._job: Slice | None = None
+        self._number = self._of = 0
+        self._inside = 0.0  # how much of the slice is done, from 0 to 1
+        self._blobs = self._events = 0
+        self._began = self._type_began = self._logged = clock()
+        self._shown = -LIVE_SECONDS
+
+    def slice(self, job: Slice, number: int, of: int) -> None:
+        """A slice begins."""
+        now = self._clock()
+        if self._job is None or self._job.content_type != job.content_type:
+            self._type_began = now
+        self._job, self._number, self._of, self._inside = job, number, of, 0.0
+        self._tell(now)
+
+    def count(self, changes: Changes) -> None:
+        """A batch is recorded."""
+        self._blobs += len(changes.delivered)
+        self._events += sum(done.events for done in changes.delivered)
+        if self._job and changes.delivered:
+            window = self._job.window
+            newest = max(done.blob.created for done in changes.delivered)
+            inside = (newest - window.start) / (window.end - window.start)
+            self._inside = min(1.0, max(self._inside, inside))
+        self._tell(self._clock())
+
+    def text(self, now: float) -> str:
+        """The line: slice, blobs, events, rate, and the time that is left."""
+        if self._job is None:
+            return f"{self._blobs} blobs, {self._events} events"
+        rate = self._events / max(now - self._began, 0.001)
+        line = (
+            f"{self._job.content_type}: slice {self._number} of {self._of}, "
+            f"{self._blobs} blobs, {self._events} events, {rate:.0f} events/s"
+        )
+        done = (self._number - 1 + self._inside) / self._of
+        window = self._job.window
+        is_long = self._of > 1 or window.end - window.start > LONG_WINDOW
+        if is_long and done > 0.01:
+            left = (now - self._type_began) * (1 - done) / done
+            line += f", {time_left(left)} left for this content type"
+        return line
+
+    def _tell(self, now: float) -> None:
+        text = self.text(now)
+        if now - self._shown >= LIVE_SECONDS:
+            self._shown = now
+            log.info("%s", text, extra={"progress": "live"})
+        if now - self._logged >= LOGGED_SECONDS:
+            self._logged = now
+            log.info("%s", text, extra={"progress": "logged"})
+
+
+class ProgressFilter(logging.Filter):
+    """Lets each handler have its own kind of progress, and everything else."""
+
+    def __init__(self, *, live: bool) -> None:
+        super().__init__()
+        self._kind = "live" if live else "logged"
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is for this handler."""
+        return getattr(record, "progress", self._kind) == self._kind
+
+
+class ConsoleHandler(logging.StreamHandler[TextIO]):
+    """Writes to stderr; progress goes over itself on one line of a terminal."""
+
+    def __init__(self, stream: TextIO, *, live: bool) -> None:
+        super().__init__(stream)
+        self._columns = 0  # how long the line is that stands there now
+        self.addFilter(ProgressFilter(live=live))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; the line of progress goes away for it."""
+        if getattr(record, "progress", "") == "live":
+            self._rewrite(record.getMessage())
+        else:
+            self._rewrite("")
+            super().emit(record)
+
+    def _rewrite(self, text: str) -> None:
+        try:
+            if text:
+                width = os.get_terminal_size(self.stream.fileno()).columns
+                text = text[: max(width - 1, 20) if width else 79]
+            elif not self._columns:
+                return
+            # Blanks in place of an escape sequence: every terminal knows them.
+            self.stream.write("\r" + " " * self._columns + "\r" + text)
+            self.stream.flush()
+            self._columns = len(text)
+        except (OSError, ValueError):
+            self._columns = 0  # a terminal that went away ends no run
+
+    def close(self) -> None:
+        """Leave the terminal's line empty."""
+        self._rewrite("")
+        super().close()
+
+
 # == Run =====================================================================
 # A run polls one content type after the other; within one, slice after slice, oldest
 # first; within a slice, batch after batch: fetch, send, confirmed, record.
 
 BATCH_ROWS = 5_000
 NAMED_MOST = 10
-PROGRESS_SECONDS = 5.0
 
 
 class Source(Protocol):
@@ -3805,8 +4459,7 @@ class Source(Protocol):
     ) -> Fetched: ...
 
 
-@dataclass(frozen=True)
-class Ports:
+class Ports(NamedTuple):
     """The edges that a run works with; tests put others in their place."""
 
     api: Source
@@ -3899,6 +4552,7 @@ class Run:
         self.poll = poll
         self.tallies: dict[str, Tally] = {}
         self.exits: set[Exit] = set()
+        self.errors: list[tuple[str, PollerError]] = []  # with its content type or ""
         self.now = whole_second(ports.clock())
         self.oldest = earliest(self.now)  # by the API's clock, where it tells
         self._progress = Progress()
@@ -3918,6 +4572,7 @@ class Run:
     def note(self, error: PollerError, tally: Tally | None = None) -> None:
         """Say an error, once, and remember its code."""
         (tally.exits if tally else self.exits).add(error.exit)
+        self.errors.append((tally.content_type if tally else "", error))
         level = logging.ERROR if error.exit is not Exit.INCOMPLETE else logging.WARNING
         log.log(level, "%s", error)
 
@@ -3956,9 +4611,11 @@ class Run:
         enabled: set[str] | None = None
         try:
             enabled = self.ports.api.subscriptions()
+        except UnreachedError:
+            raise
         except SourceError as error:
             # Content may be had all the same; if it can't, its listing will say so.
-            log.info("%s", error)
+            log.warning("%s; going on to the content", error.what)
         except TokenError:
             raise
         except RefusedError as error:
@@ -4010,10 +4667,7 @@ class Run:
             )
             start = watermark
         else:
-            if watermark == FROM_THE_EARLIEST:
-                watermark = earliest(now)
-                state.set_watermark(content_type, watermark)
-            elif watermark > now + CLOCKS_AGREE:
+            if watermark > now + CLOCKS_AGREE:
                 watermark = self.bring_back(content_type, watermark)
             elif watermark < earliest(now):
                 self.lose(content_type, Window(watermark, earliest(now)), tally)
@@ -4058,9 +4712,7 @@ class Run:
         for job in self.ports.state.given_up(content_type):
             start, end = job.window.start, job.window.end
             if start < limit:
-                gone = Window(start, min(end, limit))
-                self.lose(content_type, gone, tally, watermark=False)
-                self.ports.state.clip(job, limit)
+                self.lose(content_type, Window(start, min(end, limit)), tally, job)
                 start = limit
             if start < self.oldest < end:
                 yield self.ports.state.split(job, Window(start, self.oldest))
@@ -4069,16 +4721,14 @@ class Run:
                 yield Slice(content_type, Window(start, end), job.id, reopened=True)
 
     def lose(
-        self,
-        content_type: str,
-        window: Window,
-        tally: Tally,
-        *,
-        watermark: bool = True,
+        self, content_type: str, window: Window, tally: Tally, job: Slice | None = None
     ) -> None:
-        """Record a span that aged out, and say it, once."""
+        """Record a span that aged out, and say it, once.
+
+        job: the given-up slice that it belonged to, else it was the watermark's.
+        """
         lost = self.ports.state.lose_span(
-            content_type, window, self.now, watermark=watermark
+            content_type, window, self.now, watermark=job is None, job=job
         )
         self.say_lost(lost, tally)
         tally.lost += len(lost)
@@ -4088,7 +4738,7 @@ class Run:
         given_up: list[Slice] = []
         for number, job in enumerate(jobs, 1):
             tally.cover(job.window)
-            self._progress.slice(job.content_type, number, len(jobs))
+            self._progress.slice(job, number, len(jobs))
             begun, batch, error = self.deliver(job, tally, purpose)
             ahead = purpose is Purpose.POLL and not job.reopened
             if error is None:
@@ -4224,6 +4874,15 @@ class Run:
         """Note what becomes of a blob that could not be fetched."""
         if failure.blob.id not in waiting and self.ports.state.is_lost(failure.blob):
             return  # said before; a backfill or --reconcile has tried it once more
+        if failure.defect:
+            self.exits.add(Exit.UNEXPECTED)
+            blob = plain(failure.blob.id, 120)
+            log.error(
+                "a defect of this program at blob %s; the blob waits and the others go "
+                "on; please report it with the traceback in the log file",
+                blob,
+                exc_info=failure.defect,
+            )
         what = fate(failure, waiting.get(failure.blob.id), self.now)
         if isinstance(what, Lost):
             batch.changes.lost.append(what)
@@ -4246,7 +4905,9 @@ class Run:
             )
         if len(fresh) > NAMED_MOST:
             log.warning(
-                "%s: %d more blobs wait", tally.content_type, len(fresh) - NAMED_MOST
+                "%s: %d more blobs wait in the same way; each run tries them again",
+                tally.content_type,
+                len(fresh) - NAMED_MOST,
             )
         if changes.pending:
             tally.exits.add(Exit.INCOMPLETE)
@@ -4283,33 +4944,1251 @@ def lasting_warning(state: State, key: str, now: datetime, text: str) -> None:
     log.warning("%s", text, extra={"lasting": (state, key, now)})
 
 
-class Progress:
-    """Says now and then how far a run of more than a moment has got."""
+# == Run events ==============================================================
+# One more line about the run itself, for a view of the collection's health.
+
+
+def run_event(
+    run: Run, content_types: Sequence[str], started: datetime, ended: datetime
+) -> bytes:
+    """The line about a run. Lag is taken from the state where nothing was polled."""
+    rows = []
+    for content_type in content_types:
+        tally = run.tallies.get(content_type, Tally(content_type))
+        watermark = run.ports.state.watermark(content_type)
+        lag = max(0.0, (ended - watermark).total_seconds()) if watermark else None
+        row: dict[str, object] = {
+            "content_type": content_type,
+            "blobs": tally.blobs,
+            "events": tally.events,
+            "bytes": tally.bytes,
+            "pending": run.ports.state.pending_count(content_type),
+            "lost": tally.lost,
+            "lag_seconds": lag if tally.lag_seconds is None else tally.lag_seconds,
+        }
+        if tally.window:
+            window = tally.window
+            row["window"] = {
+                "start": api_time(window.start) + "Z",
+                "end": api_time(window.end) + "Z",
+            }
+        rows.append(row)
+    whole = {
+        "start": api_time(started) + "Z",
+        "end": api_time(ended) + "Z",
+        "seconds": round((ended - started).total_seconds(), 3),
+        "exit": int(run.exit),
+        "exit_name": run.exit.name,
+        "host": socket.gethostname(),
+        "version": __version__,
+        "content_types": rows,
+    }
+    return json.dumps({"o365_poller": whole}, separators=(",", ":")).encode() + b"\n"
+
+
+def send_run_event(
+    run: Run, content_types: Sequence[str], started: datetime, ended: datetime
+) -> None:
+    """Send the line about a run, on a connection of its own; a failure is said only."""
+    try:
+        line = run_event(run, content_types, started, ended)
+        run.ports.sink.deliver([line])
+    except (PollerError, UnreadableStateError) as error:
+        what = error.what if isinstance(error, PollerError) else error
+        log.info(
+            "the line about this run (run_events) was not delivered: %s; no audit "
+            "event is concerned; nothing to do for it, the next run sends its own",
+            what,
+        )
+
+
+# == Alerts ==================================================================
+# Mail by condition: what lasts is told once, again after repeat_hours, and once when it
+# is well again; each loss is told once. The state knows what the relay has taken.
+
+MAIL_SECONDS = 30.0
+SINK_DOWN_AFTER = timedelta(hours=1)
+TAIL_BYTES = 16 * 1024
+LOSSES_NAMED = 50
+
+
+class LogTail(logging.Handler):
+    """Keeps the newest lines of this run's log, within TAIL_BYTES, for a mail."""
 
     def __init__(self) -> None:
-        self._slice = ""
-        self._blobs = self._events = 0
-        self._began = self._said = time.monotonic()
+        super().__init__(logging.INFO)
+        formatter = logging.Formatter(
+            "%(asctime)sZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S"
+        )
+        formatter.converter = time.gmtime
+        self.setFormatter(formatter)
+        self.addFilter(ProgressFilter(live=False))
+        self.addFilter(Redactor())
+        self._lines: deque[str] = deque()
+        self._bytes = 0
+        self._forgot = False
 
-    def slice(self, content_type: str, number: int, of: int) -> None:
-        """A slice begins."""
-        self._slice = f"{content_type}: slice {number} of {of}"
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line; forget the oldest ones where they are too many."""
+        line = self.format(record)[-TAIL_BYTES:]
+        self._lines.append(line)
+        self._bytes += len(line.encode("utf-8", "replace")) + 1
+        while self._bytes > TAIL_BYTES and len(self._lines) > 1:
+            oldest = self._lines.popleft()
+            self._bytes -= len(oldest.encode("utf-8", "replace")) + 1
+            self._forgot = True
 
-    def count(self, changes: Changes) -> None:
-        """A batch is recorded."""
-        self._blobs += len(changes.delivered)
-        self._events += sum(done.events for done in changes.delivered)
-        now = time.monotonic()
-        if now - self._said >= PROGRESS_SECONDS:
-            self._said = now
-            rate = self._events / (now - self._began)
-            log.info(
-                "%s, %d blobs, %d events, %.0f events/s",
-                self._slice,
-                self._blobs,
-                self._events,
-                rate,
+    def text(self) -> str:
+        """The lines, oldest first."""
+        forgot = ["(earlier lines are left out)"] if self._forgot else []
+        return "\n".join([*forgot, *self._lines])
+
+
+def log_tail() -> str:
+    """The newest lines of this run's log, where a LogTail listens."""
+    return "".join(h.text() for h in log.handlers if isinstance(h, LogTail))
+
+
+class Word(enum.Enum):
+    """What there is to be told of a condition."""
+
+    TROUBLE = ""
+    STILL = "still: "
+    WELL = "well again: "
+
+
+def word_due(
+    told: datetime | None, now: datetime, repeat: timedelta, *, lasts: bool
+) -> Word | None:
+    """What to tell of a condition that was told of at a time, or never; None: nothing.
+
+    A time ahead of now, told by a clock that was wrong, counts as long ago.
+    """
+    if not lasts:
+        return Word.WELL if told else None
+    if told is None:
+        return Word.TROUBLE
+    return None if told <= now < told + repeat else Word.STILL
+
+
+class Condition(NamedTuple):
+    """Something that a person has to mend, and whether it lasts."""
+
+    key: str
+    title: str
+    lasts: bool
+    text: str
+
+
+class Letter(NamedTuple):
+    """A mail that is due, and what to note once the relay has taken it."""
+
+    subject: str
+    text: str
+    said: tuple[str, ...] = ()
+    unsaid: tuple[str, ...] = ()
+
+
+def explained(error: PollerError) -> str:
+    """An error as three sentences, a line each."""
+    return (
+        f"What happened:  {error.what}\n"
+        f"What it means:  {error.data}\n"
+        f"What to do:     {error.fix}"
+    )
+
+
+def errors_of(run: Run, content_type: str) -> list[PollerError]:
+    """What went wrong with one content type; with "" what concerns the whole run."""
+    return [error for of, error in run.errors if of == content_type]
+
+
+def is_polled(run: Run, tally: Tally) -> bool:
+    """Whether this run has listed a content type: it had a token and the permission.
+
+    A sink that fails proves no less: there were events to send.
+    """
+    ended = [each for each in errors_of(run, "") if not isinstance(each, SinkError)]
+    broken = ended or errors_of(run, tally.content_type)
+    return tally.window is not None and not broken
+
+
+def refusals(run: Run) -> Iterator[Condition]:
+    """What Entra ID or the API refuse, or no longer do, as far as this run knows."""
+    title = "access is refused"
+    own = [each for each in errors_of(run, "") if isinstance(each, RefusedError)]
+    proven = any(is_polled(run, tally) for tally in run.tallies.values())
+    # A permission that is missing for one content type was told by an API that took
+    # the token.
+    proven = proven or any(of and isinstance(e, RefusedError) for of, e in run.errors)
+    if own:
+        yield Condition("refused", title, lasts=True, text=explained(own[0]))
+    elif proven:
+        yield Condition("refused", title, lasts=False, text="A token was had.")
+    for content_type, tally in run.tallies.items():
+        refused = [
+            each
+            for each in errors_of(run, content_type)
+            if isinstance(each, RefusedError)
+        ]
+        key = f"refused {content_type}"
+        if refused:
+            yield Condition(key, title, lasts=True, text=explained(refused[0]))
+        elif is_polled(run, tally) and not own:
+            told = f"{content_type} is polled again."
+            yield Condition(key, title, lasts=False, text=told)
+
+
+def certificate_warning(expires: datetime | None, now: datetime, most_days: int) -> str:
+    """What to say of a certificate that is about to end or has; "" if neither."""
+    if expires is None or expires - now > timedelta(days=most_days):
+        return ""
+    days = (expires - now) // timedelta(days=1)
+    ends = f"ends on {expires:%Y-%m-%d}, in {days} days"
+    if expires <= now:
+        ends = f"ended on {expires:%Y-%m-%d}"
+    return (
+        f"the application's certificate {ends}; without one Entra ID gives no token, "
+        "and what is not fetched within 7 days is lost; upload a new one to the app "
+        "registration, then change key and certificate in [azure]"
+    )
+
+
+def certificate_condition(
+    settings: Settings, run: Run, now: datetime
+) -> Iterator[Condition]:
+    """The certificate's end, or that there is none in sight and a token was had."""
+    title = "the certificate is about to end"
+    expires = settings.azure.credential.expires
+    text = certificate_warning(expires, now, settings.alerts.certificate_days)
+    if text:
+        yield Condition("certificate", title, lasts=True, text=text)
+    elif any(is_polled(run, tally) for tally in run.tallies.values()):
+        end = f"{expires:%Y-%m-%d}" if expires else "no day that is known here"
+        told = (
+            f"The certificate in use ends on {end}, and Entra ID gave a token for it."
+        )
+        yield Condition("certificate", title, lasts=False, text=told)
+
+
+def sink_condition(run: Run, state: State, now: datetime) -> Iterator[Condition]:
+    """No Logstash for an hour, or events that one has taken. Notes since when."""
+    since_key, title = "mail: no Logstash since", "no Logstash takes the events"
+    failed_ones = [each for each in errors_of(run, "") if isinstance(each, SinkError)]
+    if failed_ones:
+        since = state.said(since_key)
+        if since is None or since > now:
+            state.say(since_key, now)
+        elif now - since >= SINK_DOWN_AFTER:
+            text = f"{explained(failed_ones[0])}\nSince:          {api_time(since)} UTC"
+            yield Condition("sink", title, lasts=True, text=text)
+    elif any(tally.events for tally in run.tallies.values()):
+        state.unsay(since_key)
+        yield Condition("sink", title, lasts=False, text="Events were taken again.")
+
+
+def lasting_letters(
+    conditions: Iterable[Condition], state: State, now: datetime, repeat: timedelta
+) -> Iterator[Letter]:
+    """The mails due for what lasts or is well again; one for all of the same title."""
+    due: dict[tuple[str, Word], list[Condition]] = {}
+    for each in conditions:
+        told = state.said(f"mail: {each.key}")
+        word = word_due(told, now, repeat, lasts=each.lasts)
+        if word:
+            due.setdefault((each.title, word), []).append(each)
+    for (title, word), found in due.items():
+        keys = tuple(f"mail: {each.key}" for each in found)
+        well = word is Word.WELL
+        yield Letter(
+            f"{word.value}{title}",
+            "\n\n".join(each.text for each in found),
+            said=() if well else keys,
+            unsaid=keys if well else (),
+        )
+
+
+def loss_letter(state: State) -> Iterator[Letter]:
+    """The mail for the losses that no mail has told of yet, if there are any."""
+    fresh = []
+    for lost in state.losses():
+        parts = (lost.content_type, lost.content_id, str(lost.window))
+        key = f"mail: lost {fingerprint(' '.join(parts)).hex()}"
+        if state.said(key) is None:
+            fresh.append((key, lost))
+    if not fresh:
+        return
+    named = "\n".join(f"  {lost}" for _, lost in fresh[:LOSSES_NAMED])
+    more = len(fresh) - LOSSES_NAMED
+    yield Letter(
+        "audit events are lost",
+        "What happened:  the API can no longer give these:\n"
+        f"{named}\n"
+        + (f"  and {more} more; the log names them all\n" if more > 0 else "")
+        + "What it means:  the events of these spans and blobs will not arrive\n"
+        "What to do:     the audit search of Purview may still have them: export it",
+        said=tuple(key for key, _ in fresh),
+    )
+
+
+def compose(letter: Letter, settings: Settings, run: Run, now: datetime) -> Any:
+    """The mail as it goes out, with no known secret in it."""
+    from email.message import EmailMessage
+    from email.utils import format_datetime, make_msgid
+
+    alerts = settings.alerts
+    mail = EmailMessage()
+    mail["Subject"] = (
+        f"o365_poller, tenant {settings.azure.tenant_id}: {letter.subject}"
+    )
+    mail["From"] = alerts.sender
+    mail["To"] = ", ".join(alerts.to)
+    mail["Date"] = format_datetime(now)
+    mail["Message-ID"] = make_msgid(domain=alerts.sender.rpartition("@")[2])
+    mail["Auto-Submitted"] = "auto-generated"
+    text = (
+        f"{letter.text}\n\n"
+        f"Tenant:         {settings.azure.tenant_id}\n"
+        f"Host:           {socket.gethostname()}\n"
+        f"Configuration:  {settings.file.absolute()}\n"
+        f"Exit code:      {int(run.exit)} {run.exit.name}: {run.exit.meaning}\n\n"
+        f"The end of this run's log:\n\n{log_tail()}\n"
+    )
+    # A lone surrogate, as a file name may hold one, cannot be sent.
+    mail.set_content(blacked_out(text).encode("utf-8", "replace").decode())
+    return mail
+
+
+def meet_relay(alerts: Alerts) -> Any:
+    """A relay that is ready for a mail: connected, encrypted, and knowing us.
+
+    Raises what smtplib, sockets and TLS raise.
+    """
+    import smtplib
+
+    where = (alerts.smtp_host, alerts.smtp_port)
+    if alerts.smtp_security == "tls":
+        context = ssl.create_default_context()
+        relay: Any = smtplib.SMTP_SSL(*where, timeout=MAIL_SECONDS, context=context)
+    else:
+        relay = smtplib.SMTP(*where, timeout=MAIL_SECONDS)
+    try:
+        if alerts.smtp_security == "starttls":
+            relay.starttls(context=ssl.create_default_context())
+        if alerts.username:
+            relay.login(alerts.username, alerts.password.reveal())
+        else:
+            relay.ehlo_or_helo_if_needed()
+    except BaseException:
+        relay.close()
+        raise
+    return relay
+
+
+def post(alerts: Alerts, mail: Any) -> None:
+    """Hand a mail to the relay. Raises what smtplib, sockets and TLS raise."""
+    relay = meet_relay(alerts)
+    with contextlib.closing(relay):
+        refused = relay.send_message(mail)
+        for address, (code, _) in refused.items():
+            log.warning(
+                "mail: the relay refuses the address %s (%d); the others got it; check "
+                "to in [alerts]",
+                plain(address),
+                code,
             )
+        # It has taken the mail; what it says to a good-bye changes nothing.
+        with contextlib.suppress(OSError):  # smtplib's own are OSErrors too
+            relay.quit()
+
+
+def mail_reason(error: BaseException) -> str:
+    """Why a relay did not take a mail. What it says to a password is not repeated."""
+    import smtplib
+
+    if isinstance(error, smtplib.SMTPAuthenticationError):
+        return f"it refuses username or password ({error.smtp_code})"
+    if isinstance(error, smtplib.SMTPRecipientsRefused):
+        codes = sorted({code for code, _ in error.recipients.values()})
+        return f"it refuses every address of to ({', '.join(map(str, codes))})"
+    if isinstance(error, smtplib.SMTPResponseException):
+        said = error.smtp_error
+        words = said.decode("utf-8", "replace") if isinstance(said, bytes) else said
+        return plain(f"it answers {error.smtp_code} {words}")
+    if isinstance(error, TimeoutError):
+        return f"no answer within {MAIL_SECONDS:g} s"
+    return sink_reason(error) if isinstance(error, Exception) else type(error).__name__
+
+
+def within(seconds_: float, work: Callable[[], None]) -> None:
+    """Do something in a thread, for so long at most; raise what it raises.
+
+    A time-out bounds a silence only, and the name service has none at all.
+    """
+    result: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 -- raised in the main thread
+            result.append(error)
+
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    thread.join(seconds_)
+    if thread.is_alive():
+        raise TimeoutError
+    if result:
+        raise result[0]
+
+
+def send_alerts(settings: Settings, run: Run) -> None:
+    """Send the mails that are due after a run. A dead relay changes nothing."""
+    alerts, state, now = settings.alerts, run.ports.state, run.ports.clock()
+    if not alerts.smtp_host:
+        return
+    try:
+        conditions = [
+            *refusals(run),
+            *certificate_condition(settings, run, now),
+            *sink_condition(run, state, now),
+        ]
+        letters = [
+            *lasting_letters(conditions, state, now, alerts.repeat),
+            *loss_letter(state),
+        ]
+        for letter in letters:
+            mail = compose(letter, settings, run, now)
+            within(MAIL_SECONDS, functools.partial(post, alerts, mail))
+            state.note_said(letter.said, letter.unsaid, now)
+            log.info("mail sent: %s", letter.subject)
+    except (PollerError, UnreadableStateError) as error:
+        log.warning("mail: %s; the next run sends what is due", error)
+    except Exception as error:  # noqa: BLE001 -- a mail is never worth a run
+        log.warning(
+            "mail relay %s:%d: %s; the mail is not sent, the run itself is not "
+            "concerned, and the next run tries again; see [alerts] and the relay",
+            alerts.smtp_host,
+            alerts.smtp_port,
+            mail_reason(error),
+        )
+
+
+# == Check ===================================================================
+# --check: one line a step. It reads; it starts nothing, sends nothing, writes nothing.
+
+CHECK_TRIES = 2
+CHECK_SECONDS = 15.0
+LISTED_MOST = 2_000  # enough to see that content flows; a big tenant has many more
+LOOKED_BACK = timedelta(days=1)
+
+
+class Step(NamedTuple):
+    """What a step has found; FAIL where a poll would end with another code than 0."""
+
+    name: str
+    found: str
+    fix: str = ""
+    exit: Exit = Exit.OK
+
+    @property
+    def mark(self) -> str:
+        """The word at the line's beginning."""
+        if self.exit is not Exit.OK:
+            return "FAIL"
+        return "warn" if self.fix else "ok"
+
+    def __str__(self) -> str:
+        line = f"{self.mark:<4}  {self.name}: {self.found}"
+        return f"{line}; {self.fix}" if self.fix else line
+
+
+def failed_step(name: str, error: PollerError, subject: str = "") -> Step:
+    """The step of an error; what it means for a poll's data is not told here.
+
+    The subject is left out of the error's words where the step names it already.
+    """
+    return Step(name, error.what.removeprefix(subject), error.fix, error.exit)
+
+
+class PatientHttp(Http):
+    """The calls of a check: fewer tries, for a person waits; and the server's clock."""
+
+    ahead: timedelta | None = None  # how far this machine's clock is ahead of it
+
+    def _note_date(self, url: str, response: requests.Response) -> datetime:
+        date = super()._note_date(url, response)
+        if urlsplit(url).netloc in self.dates:
+            self.ahead = datetime.now(UTC) - date
+        return date
+
+    def ask(
+        self,
+        call: Call,
+        take: Callable[[requests.Response], T],
+        bearer: Bearer | None = None,
+        stop: threading.Event | None = None,
+    ) -> T:
+        """As Http.ask does."""
+        fewer = call._replace(tries=min(call.tries, CHECK_TRIES))
+        return super().ask(fewer, take, bearer, stop)
+
+
+class LookingApi(ActivityApi):
+    """The activity feed for looking at: it starts no subscription."""
+
+    def start(self, content_type: str) -> str:
+        """What a listing asks for where its subscription gives nothing; refused."""
+        raise SourceError(
+            f"{content_type}: the subscription is enabled, and the API says it is not",
+            "nothing is lost, for no span counts as polled until it is listed",
+            "wait an hour: Microsoft takes its time after a stop or a first start",
+        )
+
+    def subscription_states(self) -> dict[str, str]:
+        """By content type in lower case: enabled or disabled; what is missing is not.
+
+        Raises SourceError, RefusedError.
+        """
+        call = Call("GET", self.feed.operation("list"), "list of subscriptions")
+
+        def take(response: requests.Response) -> dict[str, str]:
+            body = read_answer(response).body
+            enabled = parse_subscriptions(body)
+            rows = json.loads(body.decode("utf-8-sig"))
+            named = {str(row["contentType"]).lower() for row in rows}
+            return {
+                name: "enabled" if name in enabled else "disabled" for name in named
+            }
+
+        try:
+            return self._http.ask(call, take, self._bearer)
+        except AnswerError as error:
+            raise refusal(call.what, PERMISSION, error.judgement) from None
+
+
+def check_certificate(settings: Settings, now: datetime) -> Step:
+    """The key and what belongs to it; that they fit was seen with the configuration."""
+    name, credential = "key and certificate", settings.azure.credential
+    if credential.client_secret:
+        return Step(
+            name,
+            "a client secret is used, whose end is not known here",
+            "make a certificate and use that: a secret travels, a key does not",
+        )
+    if credential.expires is None:
+        return Step(
+            name,
+            "the key is read; with a thumbprint alone the certificate's end is not "
+            "known here",
+            "name the certificate in [azure] certificate, to be warned before it ends",
+        )
+    days = (credential.expires - now) // timedelta(days=1)
+    end = f"{credential.expires:%Y-%m-%d}"
+    renew = (
+        "make a new key and certificate, upload the certificate to the app "
+        "registration, then change both in [azure]"
+    )
+    if days < 0:
+        return Step(name, f"the certificate ended on {end}", renew, Exit.REFUSED)
+    found = f"they belong together; the certificate ends on {end}, in {days} days"
+    soon = days <= settings.alerts.certificate_days
+    return Step(name, found, renew if soon else "")
+
+
+def check_token(
+    settings: Settings, content_types: Sequence[str], bearer: Bearer
+) -> Iterator[Step]:
+    """The sign-in, and what the token says that it is good for."""
+    token = bearer.token()
+    yield Step("token", f"Entra ID gave one for {settings.azure.api_root}")
+    claims = read_claims(token)
+    name = "permissions"
+    if not claims:
+        yield Step(
+            name,
+            "the token cannot be read, so they are not known",
+            "see by the listings below whether they suffice",
+        )
+        return
+    tenant = str(claims.get("tid", "")).lower()
+    if tenant != settings.azure.tenant_id:
+        yield Step(
+            name,
+            f"the token is for the tenant {plain(tenant, 60) or 'of no name'}",
+            "check tenant_id and cloud in [azure]",
+        )
+    yield from check_roles(claims.get("roles"), content_types)
+
+
+def check_roles(told: object, content_types: Sequence[str]) -> Iterator[Step]:
+    """The permissions that a token carries, against those that are needed."""
+    name = "permissions"
+    roles = [str(role) for role in told] if isinstance(told, list) else []
+    # All content types want the first; documented: DLP.All wants both.
+    needed = {PERMISSION: list(content_types)}
+    for each in content_types:
+        if permission_for(each) != PERMISSION:
+            needed.setdefault(permission_for(each), []).append(each)
+    lacking = [permission for permission in needed if permission not in roles]
+    for permission in lacking:
+        yield Step(
+            name,
+            f"{permission} is missing, without which {', '.join(needed[permission])} "
+            "cannot be had",
+            f"add the application permission {permission} of Office 365 Management "
+            "APIs to the app registration and grant admin consent",
+            Exit.REFUSED,
+        )
+    if not lacking:
+        listed = ", ".join(plain(role, 60) for role in roles)
+        yield Step(name, f"{listed}: enough for {', '.join(content_types)}")
+
+
+def check_clock(http: PatientHttp) -> Iterator[Step]:
+    """This machine's clock against the newest Date header of Microsoft's."""
+    if http.ahead is None:
+        return
+    found = f"{http.ahead.total_seconds():+.0f} s from Microsoft's"
+    wrong = abs(http.ahead) > CLOCKS_AGREE
+    yield Step("clock", found, "set this machine's clock (NTP)" if wrong else "")
+
+
+def check_content(
+    api: LookingApi, content_types: Sequence[str], now: datetime
+) -> Iterator[Step]:
+    """Each content type's subscription, and one look at what it has."""
+    states: Mapping[str, str] | None = None
+    try:
+        states = api.subscription_states()
+    except SourceError as error:
+        # As a poll does: content may be had all the same.
+        yield Step("subscriptions", error.what, error.fix)
+    for content_type in content_types:
+        if states is not None:
+            step = check_subscription(content_type, states)
+            yield step
+            if step.fix:
+                continue
+        try:
+            yield check_listing(api, content_type, now)
+        except TokenError:
+            raise
+        except PollerError as error:
+            yield failed_step(f"listing {content_type}", error, f"{content_type}: ")
+
+
+def check_subscription(content_type: str, states: Mapping[str, str]) -> Step:
+    """Whether a content type's subscription is there."""
+    name = f"subscription {content_type}"
+    found = states.get(content_type.lower(), "missing")
+    if found == "enabled":
+        return Step(name, found)
+    return Step(
+        name,
+        f"{found}; --check starts none",
+        "the first poll starts it; its first content may take 12 hours, and what "
+        "happened before may never come; see that auditing is on in the Purview portal",
+    )
+
+
+def check_listing(api: LookingApi, content_type: str, now: datetime) -> Step:
+    """How many blobs the last 24 hours have, and how old the newest is."""
+    count, newest = 0, None
+    end = whole_second(min(now, api.date() or now))
+    # The newest part first, so that a big tenant's newest blob is met.
+    for window in reversed(list(slices(Window(end - LOOKED_BACK, end)))):
+        stop = threading.Event()
+        blobs = api.listing(content_type, window, stop)
+        for blob in itertools.islice(blobs, LISTED_MOST - count):
+            count += 1
+            newest = max(newest or blob.created, blob.created)
+    name = f"listing {content_type}"
+    if newest is None:
+        return Step(
+            name,
+            "no blob in the last 24 hours",
+            "none, if little happens in the tenant or the subscription is younger than "
+            "12 hours; else see that auditing is on in the Purview portal",
+        )
+    more = " or more" if count >= LISTED_MOST else ""
+    age = max(0, (end - newest) // timedelta(minutes=1))
+    return Step(
+        name, f"{count}{more} blobs in the last 24 hours, the newest {age} min old"
+    )
+
+
+def check_microsoft(
+    settings: Settings, content_types: Sequence[str], http: PatientHttp, now: datetime
+) -> Iterator[Step]:
+    """Sign-in, permissions, subscriptions, listings, clock; ends where all would."""
+    azure = settings.azure
+    bearer = TokenSource(azure, http, azure.api_root)
+    feed = Feed(azure.api_root, azure.tenant_id, azure.publisher_id)
+    api = LookingApi(feed, http, bearer)
+    name = "token"
+    try:
+        yield from check_token(settings, content_types, bearer)
+        name = "subscriptions"
+        yield from check_content(api, content_types, now)
+    except PollerError as error:
+        yield failed_step(name, error)
+        if name == "token":
+            yield Step(
+                "subscriptions and listings",
+                "not looked at, for there is no token",
+                "mend the token first",
+            )
+    yield from check_clock(http)
+
+
+def check_names(settings: Settings, http: Http) -> Iterator[Step]:
+    """Whether Graph tells names, where they are asked for; it never fails a poll."""
+    if not settings.graph.application_names:
+        return
+    azure, name = settings.azure, "application names"
+    directory = Directory(
+        azure.graph_root, http, TokenSource(azure, http, azure.graph_root)
+    )
+    permit = (
+        "add the application permission Application.Read.All of Microsoft Graph and "
+        "grant admin consent, or set application_names = no"
+    )
+    try:
+        directory.names([azure.client_id])
+    except AnswerError as error:
+        refused = error.judgement.verdict is Verdict.REFUSED
+        fix = permit if refused else "nothing to do, unless it repeats"
+        yield Step(name, f"Graph refuses: {error.judgement.reason}", fix)
+    except PollerError as error:
+        yield Step(name, error.what, error.fix)
+    else:
+        yield Step(name, "Graph tells them")
+
+
+def try_host(settings: Logstash, host: Host) -> str:
+    """Connect to a Logstash host, send nothing, await its end; what there is to tell.
+
+    Raises PeerError.
+    """
+    sink, step = LogstashSink(settings), "connecting"
+    try:
+        with sink.connect(host) as connection:
+            told = "connects"
+            if isinstance(connection, ssl.SSLSocket):
+                shown: Mapping[str, Any] = connection.getpeercert() or {}
+                end = moment(ssl.cert_time_to_seconds(shown["notAfter"]))
+                version = connection.version()
+                told += f", {version}, its certificate ends on {end:%Y-%m-%d}"
+            step = "ending the connection"
+            end_sending(connection)
+            await_end(connection, settings.timeout_seconds)
+    except TimeoutError:
+        wait = f"{settings.timeout_seconds:g}"
+        raise PeerError(f"made no progress in {wait} s while {step}") from None
+    except (OSError, ValueError) as error:
+        raise PeerError(f"failed while {step}: {sink_reason(error)}") from None
+    return told
+
+
+def check_logstash(settings: Logstash) -> Iterator[Step]:
+    """Each Logstash host; a poll fails where none is left."""
+    bounded = settings._replace(
+        timeout_seconds=min(settings.timeout_seconds, CHECK_SECONDS)
+    )
+    found: dict[Host, tuple[bool, str]] = {}
+    for host in settings.hosts:
+        try:
+            found[host] = (True, try_host(bounded, host))
+        except PeerError as error:
+            found[host] = (False, str(error))
+    some = any(works for works, _ in found.values())
+    for host, (works, told) in found.items():
+        if works:
+            yield Step(f"Logstash {host}", told)
+            continue
+        yield Step(
+            f"Logstash {host}",
+            told,
+            "see that the tcp input listens there, that no firewall is between, and "
+            "that tls and ca_file in [logstash] fit it",
+            Exit.OK if some else Exit.SINK,
+        )
+
+
+def check_state(settings: Settings, content_types: Sequence[str]) -> Iterator[Step]:
+    """The state, read only: how far each content type has got."""
+    path, azure = settings.poll.state_file, settings.azure
+    writable = "see that this user may write the file and its folder"
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        found = f"{path} cannot be written"
+        yield Step("state", found, writable, Exit.USAGE)
+        return
+    if not path.exists():
+        yield Step("state", f"{path}: none yet; the first poll makes it")
+        return
+    again = "nothing to do: the next poll polls the last 7 days again"
+    if not path.stat().st_size:
+        yield Step("state", f"{path} is empty", again)
+        return
+    try:
+        with contextlib.closing(State.look(path, azure)) as state:
+            for content_type in content_types:
+                yield check_progress(state, content_type)
+    except UnreadableStateError as error:
+        yield Step("state", f"{path} is unreadable ({plain(str(error))})", again)
+    except StateError as error:
+        yield failed_step("state", error)
+
+
+def check_progress(state: State, content_type: str) -> Step:
+    """How far one content type has got."""
+    watermark, name = state.watermark(content_type), f"state {content_type}"
+    if watermark is None:
+        return Step(name, "not polled yet")
+    age = max(0, (datetime.now(UTC) - watermark) // timedelta(minutes=1))
+    pending = state.pending_count(content_type)
+    found = (
+        f"last good poll up to {api_time(watermark)} UTC, {age} min ago; "
+        f"{pending} blobs pending"
+    )
+    behind = age > 60
+    fix = "see the log for why the polls since then failed, or that cron runs them"
+    return Step(name, found, fix if behind else "")
+
+
+def check_log(settings: Settings) -> Iterator[Step]:
+    """Whether the log file can be written, where there is to be one."""
+    file = settings.logging.file
+    if file is None:
+        return
+    if os.access(file if file.exists() else file.parent, os.W_OK):
+        yield Step("log", str(file))
+        return
+    fix = "see that this user may write the file and its folder"
+    yield Step("log", f"{file} cannot be written", fix, Exit.USAGE)
+
+
+def check_relay(alerts: Alerts) -> Iterator[Step]:
+    """The mail relay, up to the password; no mail is sent. It never fails a poll."""
+    if not alerts.smtp_host:
+        return
+    name = f"mail relay {alerts.smtp_host}:{alerts.smtp_port}"
+    try:
+        within(MAIL_SECONDS, lambda: meet_relay(alerts).close())
+    except Exception as error:  # noqa: BLE001 -- whatever smtplib and TLS raise
+        fix = "check [alerts], and that the relay lets this machine in"
+        yield Step(name, mail_reason(error), fix)
+    else:
+        yield Step(name, "answers, and takes what [alerts] says")
+
+
+def check_steps(
+    settings: Settings, content_types: Sequence[str], environ: Mapping[str, str]
+) -> Iterator[Step]:
+    """All steps, in the order in which things are needed."""
+    now = datetime.now(UTC)
+    yield Step("configuration", str(settings.file))
+    yield check_certificate(settings, now)
+    http = make_http(settings, environ, settings.poll.timeout_seconds, PatientHttp)
+    yield from check_microsoft(settings, content_types, http, now)
+    yield from check_names(settings, http)
+    yield from check_logstash(settings.logstash)
+    yield from check_state(settings, content_types)
+    yield from check_log(settings)
+    yield from check_relay(settings.alerts)
+
+
+# == Report ==================================================================
+# The proof of completeness, from the ledger alone: what was polled and delivered, and
+# every hole and loss by its name. ASCII, to be kept with the audit's papers.
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+COLUMNS = (
+    "content type",
+    "period",
+    "polled",
+    "listed",
+    "delivered",
+    "pending",
+    "lost",
+    "events",
+)
+
+
+class Line(NamedTuple):
+    """One line of the report: what the ledger knows of a period."""
+
+    content_type: str
+    period: str
+    polled: timedelta
+    delivered: int
+    pending: int
+    lost: int
+    events: int
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The line's columns; each blob that was listed is one of the three."""
+        listed = self.delivered + self.pending + self.lost
+        counts = (listed, self.delivered, self.pending, self.lost, self.events)
+        names = (self.content_type, self.period, duration(self.polled))
+        return names + tuple(str(count) for count in counts)
+
+
+class Finding(NamedTuple):
+    """What the ledger says of one content type and span."""
+
+    lines: tuple[Line, ...]
+    holes: tuple[Window, ...]
+    losses: tuple[Lost, ...]
+
+
+class Ledger:
+    """The state, opened to be read and never written.
+
+    Each question is a walk along a primary key, added up by SQLite: four million rows
+    cost time and no memory.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._connection = connection
+
+    @classmethod
+    def open(cls, path: Path, azure: Azure) -> Ledger | None:
+        """Open the state of this tenant; None where there is none yet.
+
+        Not mode=ro: with that SQLite cannot undo the half-written transaction of a
+        poll that was killed, and refuses the file. Raises StateError.
+        """
+        if not path.exists():
+            return None
+        with unreadable_is_an_error(path):
+            connection = sqlite3.connect(
+                f"file:{quote(str(path))}?mode=rw",
+                BUSY_SECONDS,
+                isolation_level=None,
+                uri=True,
+            )
+            ledger = cls(path, connection)
+            try:
+                connection.execute("PRAGMA query_only = ON")
+                ledger._check(azure)
+            except BaseException:
+                connection.close()
+                raise
+        return ledger
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
+
+    def _check(self, azure: Azure) -> None:
+        version = self._rows("PRAGMA user_version")[0][0]
+        if version == 0:
+            raise StateError(
+                f"state file {self.path} is empty",
+                "it proves nothing",
+                "run a poll, which begins it anew",
+            )
+        if version > SCHEMA_VERSION:
+            raise StateError(
+                f"state file {self.path} was written by a newer version",
+                "nothing was read",
+                "run that version, or name another state_file",
+            )
+        theirs = dict(self._rows("SELECT key, value FROM meta"))
+        for key in ("tenant_id", "api_root"):
+            if theirs.get(key) != getattr(azure, key):
+                raise StateError(
+                    f"state file {self.path} belongs to {key} {theirs.get(key)}, "
+                    f"not {getattr(azure, key)}",
+                    "nothing was read",
+                    "give each tenant a state_file of its own",
+                )
+
+    def _rows(self, statement: str, *values: object) -> list[Any]:
+        with unreadable_is_an_error(self.path):
+            return self._connection.execute(statement, values).fetchall()
+
+    def began(self, content_type: str) -> datetime | None:
+        """When we began to answer for a content type; None if it was never polled.
+
+        Old spans are forgotten; what came after them in the ledger counts as well.
+        """
+        starts = self._rows(
+            "SELECT min(start) FROM polled WHERE content_type = ?1 "
+            "UNION ALL SELECT min(start) FROM slice WHERE content_type = ?1 "
+            "UNION ALL SELECT min(time) FROM watermark WHERE content_type = ?1 "
+            "UNION ALL SELECT min(start) FROM lost "
+            "WHERE content_type = ?1 AND content_id = ''",
+            content_type,
+        )
+        found = [start for (start,) in starts if start is not None]
+        return moment(min(found)) if found else None
+
+    def polled(self, content_type: str, window: Window) -> list[Window]:
+        """The spans polled within a window, oldest first."""
+        return self._spans(
+            "SELECT max(start, ?2), min(end, ?3) FROM polled "
+            "WHERE content_type = ?1 AND start < ?3 AND end > ?2 ORDER BY start",
+            content_type,
+            window,
+        )
+
+    def lost_spans(self, content_type: str, window: Window) -> list[Window]:
+        """The spans within a window that aged out, polled after all or not."""
+        return self._spans(
+            "SELECT max(start, ?2), min(end, ?3) FROM lost WHERE content_id = '' "
+            "AND content_type = ?1 AND start < ?3 AND end > ?2 ORDER BY start",
+            content_type,
+            window,
+        )
+
+    def _spans(self, statement: str, content_type: str, window: Window) -> list[Window]:
+        rows = self._rows(
+            statement, content_type, seconds(window.start), seconds(window.end)
+        )
+        return [Window(moment(start), moment(end)) for start, end in rows]
+
+    def lost_blobs(self, content_type: str, window: Window) -> list[Lost]:
+        """The blobs of a window that were lost and did not come back."""
+        rows = self._rows(
+            "SELECT content_id, start, end, reason FROM lost WHERE content_id != '' "
+            "AND content_type = ? AND start >= ? AND start < ? ORDER BY start",
+            content_type,
+            seconds(window.start),
+            seconds(window.end),
+        )
+        return [
+            Lost(content_type, Window(moment(start), moment(end)), reason, id_)
+            for id_, start, end, reason in rows
+            if not self._came_back(content_type, id_, start, end)
+        ]
+
+    def _came_back(self, content_type: str, id_: str, start: int, end: int) -> bool:
+        return bool(
+            self._rows(
+                "SELECT 1 FROM delivered WHERE content_type = ? "
+                "AND created BETWEEN ? AND ? AND content_id = ?",
+                content_type,
+                1000 * start,
+                1000 * end,
+                fingerprint(id_),
+            )
+        )
+
+    def delivered(self, content_type: str, window: Window) -> tuple[int, int]:
+        """How many blobs of a window were delivered, and their events."""
+        blobs, events = self._rows(
+            "SELECT count(*), coalesce(sum(events), 0) FROM delivered "
+            "WHERE content_type = ? AND created >= ? AND created < ?",
+            content_type,
+            milliseconds(window.start),
+            milliseconds(window.end),
+        )[0]
+        return blobs, events
+
+    def pending(self, content_type: str, window: Window) -> int:
+        """How many blobs of a window wait to be fetched."""
+        return int(
+            self._rows(
+                "SELECT count(*) FROM pending "
+                "WHERE content_type = ? AND created >= ? AND created < ?",
+                content_type,
+                milliseconds(window.start),
+                milliseconds(window.end),
+            )[0][0]
+        )
+
+
+@contextlib.contextmanager
+def unreadable_is_an_error(path: Path) -> Iterator[None]:
+    """Whoever only reads the state sets nothing aside: unreadable is a StateError."""
+    try:
+        with state_errors(path):
+            yield
+    except UnreadableStateError as error:
+        raise StateError(
+            f"state file {path} is unreadable ({plain(str(error))})",
+            "it proves nothing",
+            "run a poll: it sets the file aside and polls the last 7 days again",
+        ) from None
+
+
+def periods(window: Window) -> Iterator[tuple[str, Window]]:
+    """The hours of a window of a day at most, else its days, by UTC; with names."""
+    by_hour = window.end - window.start <= DAY
+    step, form = (HOUR, "%Y-%m-%d %H:00") if by_hour else (DAY, "%Y-%m-%d")
+    start = window.start
+    while start < window.end:
+        floor = start.replace(minute=0, second=0, microsecond=0)
+        floor = floor if by_hour else floor.replace(hour=0)
+        end = min(floor + step, window.end)
+        yield floor.strftime(form), Window(start, end)
+        start = end
+
+
+def duration(span: timedelta) -> str:
+    """A length of time as hours, minutes, seconds."""
+    minutes, rest = divmod(int(span.total_seconds()), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def length(spans: Iterable[Window]) -> timedelta:
+    """How long some spans are together."""
+    return sum((span.end - span.start for span in spans), timedelta())
+
+
+def inspect(
+    ledger: Ledger, content_type: str, window: Window, settled: datetime
+) -> Finding:
+    """What the ledger says of a content type and window.
+
+    settled: up to here a span that was not polled is a hole; what is newer is the
+    next poll's.
+    """
+    polled = ledger.polled(content_type, window)
+    aged_out = ledger.lost_spans(content_type, window)
+    due = Window(window.start, min(window.end, settled))
+    reason = "content of more than 7 days ago can no longer be had"
+    losses = [
+        Lost(content_type, hole, reason)
+        for span in aged_out
+        for hole in without(span, polled)
+    ]
+    lost_blobs = ledger.lost_blobs(content_type, window)
+    lines = []
+    for name, period in periods(window):
+        blobs, events = ledger.delivered(content_type, period)
+        inside = ledger.polled(content_type, period)
+        pending = ledger.pending(content_type, period)
+        gone = sum(
+            period.start <= each.window.start < period.end for each in lost_blobs
+        )
+        lines.append(
+            Line(content_type, name, length(inside), blobs, pending, gone, events)
+        )
+    return Finding(
+        tuple(lines),
+        tuple(without(due, polled + aged_out)),
+        tuple(losses + lost_blobs),
+    )
+
+
+def total(lines: Sequence[Line]) -> Line:
+    """The sum of some lines of one content type."""
+    return Line(
+        lines[0].content_type,
+        "all",
+        sum((line.polled for line in lines), timedelta()),
+        sum(line.delivered for line in lines),
+        sum(line.pending for line in lines),
+        sum(line.lost for line in lines),
+        sum(line.events for line in lines),
+    )
+
+
+def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows as aligned lines, under a headline: two columns of text, then numbers."""
+    widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
+    rule = ["-" * width for width in widths]
+    for row in (COLUMNS, rule, *rows):
+        cells = [
+            cell.ljust(width) if place < 2 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
+
+
+def report_lines(
+    findings: Mapping[str, Finding | None], window: Window, head: str
+) -> Iterator[str]:
+    """The report's text: the table, what is missing, and the verdict."""
+    yield head
+    yield f"content made available in {window}"
+    yield ""
+    rows = [
+        line.cells
+        for finding in findings.values()
+        if finding and finding.lines
+        for line in (*finding.lines, total(finding.lines))
+    ]
+    if rows:
+        yield from table(rows)
+        yield ""
+    for content_type, finding in findings.items():
+        if finding is None:
+            yield f"{content_type}: nothing polled yet"
+            continue
+        for hole in finding.holes:
+            until = api_time(hole.start + RETENTION - RETENTION_MARGIN)
+            yield (
+                f"hole: {content_type}: {hole}, {duration(hole.end - hole.start)}: not "
+                f"polled; the API has it until {until} UTC: run --reconcile before"
+            )
+        yield from (f"lost: {loss}" for loss in finding.losses)
+    yield verdict([finding for finding in findings.values() if finding])
+
+
+def verdict(findings: Sequence[Finding]) -> str:
+    """The report in a sentence."""
+    if not findings:
+        return "verdict: nothing polled yet"
+    holes = sum(len(finding.holes) for finding in findings)
+    losses = sum(len(finding.losses) for finding in findings)
+    pending = sum(line.pending for finding in findings for line in finding.lines)
+    waits = f"; {counted(pending, 'blob')} pending, tried again by each poll"
+    if holes or losses:
+        said = f"NOT COMPLETE: {counted(holes, 'hole')}, {counted(losses, 'loss')}"
+    else:
+        said = "complete: no hole, no loss; all that was listed is delivered"
+        said += " or pending" if pending else ""
+    return f"verdict: {said}{waits if pending else ''}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 hole, 2 holes, 2 losses."""
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{number} {noun if number == 1 else plural}"
+
+
+def report(
+    settings: Settings,
+    content_types: Sequence[str],
+    asked: Window | None,
+    now: datetime,
+) -> Exit:
+    """Print the report of a span, or of the last 7 days; GAP if something is missing.
+
+    Raises StateError; SinkError if standard output does not take it.
+    """
+    now = whole_second(now)
+    window = asked or Window(earliest(now), now)
+    window = Window(max(earliest(now), window.start), max(earliest(now), window.end))
+    path, azure = settings.poll.state_file, settings.azure
+    findings: dict[str, Finding | None] = dict.fromkeys(content_types)
+    ledger = Ledger.open(path, azure)
+    if ledger is not None:
+        with contextlib.closing(ledger):
+            for content_type in content_types:
+                began = ledger.began(content_type)
+                if began is None:
+                    continue
+                # What came before the first poll was never promised.
+                start = window.start if asked else max(window.start, began)
+                span = Window(min(start, window.end), window.end)
+                findings[content_type] = inspect(
+                    ledger, content_type, span, now - settings.poll.window
+                )
+    head = f"tenant {azure.tenant_id}, ledger {path}, at {api_time(now)} UTC"
+    lines = "\n".join(report_lines(findings, window, head)) + "\n"
+    StdoutSink().deliver([lines.encode("ascii", "backslashreplace")])
+    missing = any(
+        found and (found.holes or found.losses) for found in findings.values()
+    )
+    return Exit.GAP if missing else Exit.OK
 
 
 # == Command line ============================================================
@@ -4350,8 +6229,11 @@ class ConsoleFormatter(logging.Formatter):
         return "\n".join(f"o365_poller: {level}{line}" for line in lines)
 
 
-def set_up_console(verbosity: int) -> ConsoleFilter:
-    """Send the log to stderr: warnings, or more on a terminal and with -v."""
+def set_up_console(verbosity: int, *, live: bool = True) -> ConsoleFilter:
+    """Send the log to stderr: warnings, or more on a terminal and with -v.
+
+    live: a terminal shows the progress on one line that is rewritten.
+    """
     logging.raiseExceptions = False  # a full disk under the log is no traceback
     logging.captureWarnings(capture=True)
     logging.getLogger().addHandler(logging.NullHandler())  # other libraries are quiet
@@ -4360,7 +6242,7 @@ def set_up_console(verbosity: int) -> ConsoleFilter:
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()
-    console = logging.StreamHandler(sys.stderr)
+    console = ConsoleHandler(sys.stderr, live=live and sys.stderr.isatty())
     console.setLevel(
         logging.DEBUG
         if verbosity > 1
@@ -4376,18 +6258,22 @@ def set_up_console(verbosity: int) -> ConsoleFilter:
     return lasting
 
 
-def set_up_log_file(settings: Logging) -> None:
+def set_up_log_file(settings: Logging, config: Path) -> None:
     """Send the log to the rotating file as well. Raises ConfigError."""
     if settings.file is None:
         return
+    from logging.handlers import RotatingFileHandler
+
     try:
-        handler = logging.handlers.RotatingFileHandler(
+        handler = RotatingFileHandler(
             settings.file, maxBytes=10 * MEGABYTE, backupCount=5, encoding="utf-8"
         )
     except OSError as error:
-        raise ConfigError(
-            [f"[logging] file: expected a file that can be written ({error})"]
-        ) from None
+        complaint = (
+            f"{config}: [logging] file: expected a file that can be written, got "
+            f"{settings.file} ({error.strerror})"
+        )
+        raise ConfigError([complaint]) from None
     formatter = logging.Formatter(
         f"%(asctime)sZ %(levelname)-7s [{os.getpid()}] %(message)s",
         "%Y-%m-%dT%H:%M:%S",
@@ -4395,6 +6281,7 @@ def set_up_log_file(settings: Logging) -> None:
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     handler.setLevel(settings.level)
+    handler.addFilter(ProgressFilter(live=False))
     handler.addFilter(Redactor())
     log.addHandler(handler)
 
@@ -4446,6 +6333,26 @@ def build_parser() -> argparse.ArgumentParser:
         help="JSON lines to standard output in place "
         "of Logstash; a try-out, which reads and writes no state",
     )
+    # What else can be done instead of a poll: one of these at most.
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument(
+        "--reconcile",
+        action="store_true",
+        help="list again all that the API still has (7 days, or --start and --end), "
+        "deliver what the ledger lacks, and end with the report",
+    )
+    modes.add_argument(
+        "--report",
+        action="store_true",
+        help="show, by the ledger alone, what was polled and delivered, and every hole "
+        "and loss; of the last 7 days, or of --start and --end",
+    )
+    modes.add_argument(
+        "--check",
+        action="store_true",
+        help="say step by step whether this set-up works, with the remedy where it "
+        "does not; changes nothing, sends no event",
+    )
     add(
         "-v",
         "--verbose",
@@ -4474,8 +6381,7 @@ def version_text() -> str:
     )
 
 
-@dataclass(frozen=True)
-class Order:
+class Order(NamedTuple):
     """What the command line asks for, checked."""
 
     config: Path
@@ -4483,6 +6389,14 @@ class Order:
     window: Window | None
     content_types: tuple[str, ...]
     stdout: bool
+    reconcile: bool = False
+    report: bool = False
+    check: bool = False
+
+    @property
+    def polls(self) -> bool:
+        """Whether it is a poll, which takes the lock and moves the watermark."""
+        return not (self.window or self.reconcile or self.report or self.check)
 
 
 def read_order(
@@ -4496,10 +6410,17 @@ def read_order(
         types.append(known)
         if not known:
             complaints.append(
-                f"--content-type: expected one of {', '.join(CONTENT_TYPES)}"
-                f"{nearest(text, CONTENT_TYPES)}, got {plain(text)!r}"
+                f"--content-type: expected one of {', '.join(CONTENT_TYPES)}, "
+                f"got {plain(text)!r}{nearest(text, CONTENT_TYPES)}"
             )
     window = read_times(arguments.start, arguments.end, now, complaints)
+    if arguments.stdout and (arguments.reconcile or arguments.report):
+        complaints.append("--stdout: expected without --reconcile and --report")
+    complaints += [
+        f"--check: expected without --{flag}"
+        for flag in ("stdout", "start", "end")
+        if arguments.check and getattr(arguments, flag)
+    ]
     named = arguments.config or environ.get("O365_POLLER_CONFIG")
     default = Path(__file__).resolve().parent / "config.ini"
     if complaints:
@@ -4510,6 +6431,9 @@ def read_order(
         window=window,
         content_types=tuple(dict.fromkeys(types)),
         stdout=arguments.stdout,
+        reconcile=arguments.reconcile,
+        report=arguments.report,
+        check=arguments.check,
     )
 
 
@@ -4551,20 +6475,28 @@ def read_times(
     return Window(start, end)
 
 
-def open_api(settings: Settings, environ: Mapping[str, str]) -> ActivityApi:
+def open_api(
+    settings: Settings, environ: Mapping[str, str], decorate: Decorate | None = None
+) -> ActivityApi:
     """The Activity API of the configured tenant, with its sign-in."""
-    from requests.utils import get_environ_proxies
-
     azure = settings.azure
-    context = tls_context(ca_bundle(azure, environ))
-    adapter = make_adapter(context, settings.poll.workers + 2)
-    http = Http(
-        adapter,
-        settings.poll.timeout_seconds,
-        lambda url: get_environ_proxies(url, no_proxy=None),
-    )
+    http = make_http(settings, environ, settings.poll.timeout_seconds, Http)
     feed = Feed(azure.api_root, azure.tenant_id, azure.publisher_id)
-    return ActivityApi(feed, http, TokenSource(azure, http, azure.api_root))
+    return ActivityApi(feed, http, TokenSource(azure, http, azure.api_root), decorate)
+
+
+def open_names(
+    settings: Settings, environ: Mapping[str, str]
+) -> ApplicationNames | None:
+    """The names of applications, where they are asked for."""
+    if not settings.graph.application_names:
+        return None
+    azure = settings.azure
+    # Its own way to Microsoft: a Graph that throttles slows no other request down.
+    http = make_http(settings, environ, GRAPH_TIMEOUT_SECONDS, Http)
+    bearer = TokenSource(azure, http, azure.graph_root)
+    directory = Directory(azure.graph_root, http, bearer)
+    return ApplicationNames(directory, settings.graph.cache_file, azure.tenant_id)
 
 
 def open_state(
@@ -4585,10 +6517,12 @@ def carry_out(order: Order, settings: Settings, environ: Mapping[str, str]) -> E
     """Do what is asked for, under the lock where it is a poll."""
     now = datetime.now(UTC)
     content_types = order.content_types or settings.poll.content_types
+    if order.report:
+        return report(settings, content_types, order.window, now)
     if order.stdout:
         state = State.nowhere(settings.azure, now)
         return run_with(order, settings, environ, state, content_types)
-    polls = order.window is None
+    polls = order.polls
     path = settings.poll.state_file
     with state_lock(path) if polls else contextlib.nullcontext():
         state = open_state(settings, content_types, now, locked=polls)
@@ -4611,30 +6545,56 @@ def run_with(
     content_types: Sequence[str],
 ) -> Exit:
     """Run with everything in place; say the totals, whatever happened."""
-    began = time.monotonic()
+    began, started = time.monotonic(), datetime.now(UTC)
+    names = open_names(settings, environ)
     sink: Sink = StdoutSink() if order.stdout else LogstashSink(settings.logstash)
     ports = Ports(
-        open_api(settings, environ),
+        open_api(settings, environ, names.decorate if names else None),
         sink,
         state,
         lambda: datetime.now(UTC),
         settings.poll.workers,
     )
     run = Run(ports, settings.poll)
+    gc.freeze()
+    gc.enable()
     warn_of_certificate(settings, ports)
     try:
-        if order.window is None:
-            run.poll_all(content_types)
-        else:
-            say_clipped(order.window, run.now)
-            run.backfill(content_types, order.window, Purpose.BACKFILL)
+        do_run(order, run, content_types)
     except (TokenError, SinkError, StateError, SourceError) as error:
         run.note(error)
     finally:
         for tally in run.tallies.values():
             log.info("%s", tally)
         log.info("end: exit %d, %.1f s", run.exit, time.monotonic() - began)
-    return run.exit
+    if names:
+        finish_names(names, ports)
+    if not order.stdout:
+        if order.polls and settings.logstash.run_events:
+            send_run_event(run, content_types, started, datetime.now(UTC))
+        send_alerts(settings, run)
+    if not order.reconcile:
+        return run.exit
+    return worst([run.exit, report(settings, content_types, order.window, run.now)])
+
+
+def do_run(order: Order, run: Run, content_types: Sequence[str]) -> None:
+    """Poll, backfill or reconcile."""
+    if order.reconcile:
+        window = order.window or Window(run.now - RETENTION, run.now)
+        run.backfill(content_types, window, Purpose.RECONCILE)
+    elif order.window:
+        say_clipped(order.window, run.now)
+        run.backfill(content_types, order.window, Purpose.BACKFILL)
+    else:
+        run.poll_all(content_types)
+
+
+def finish_names(names: ApplicationNames, ports: Ports) -> None:
+    """Keep what was learned of names; say, once in a while, why there are none."""
+    names.finish()
+    if names.trouble:
+        lasting_warning(ports.state, "names", ports.clock(), names.trouble)
 
 
 def say_clipped(window: Window, now: datetime) -> None:
@@ -4651,27 +6611,57 @@ def say_clipped(window: Window, now: datetime) -> None:
 
 def warn_of_certificate(settings: Settings, ports: Ports) -> None:
     """Warn when the application's certificate is about to end, or has ended."""
-    expires = settings.azure.credential.expires
     now = ports.clock()
-    if expires is None or expires - now > timedelta(
-        days=settings.alerts.certificate_days
-    ):
-        return
-    days = (expires - now) // timedelta(days=1)
-    state = f"ends on {expires:%Y-%m-%d}, in {days} days"
-    if expires <= now:
-        state = f"ended on {expires:%Y-%m-%d}"
-    lasting_warning(
-        ports.state,
-        "certificate",
-        now,
-        f"the application's certificate {state}; without one Entra ID gives no token; "
-        "upload a new one to the app registration, then change key and certificate",
-    )
+    expires, days = settings.azure.credential.expires, settings.alerts.certificate_days
+    if text := certificate_warning(expires, now, days):
+        lasting_warning(ports.state, "certificate", now, text)
+
+
+def check_all(order: Order, environ: Mapping[str, str]) -> Exit:
+    """Print what each step finds; gives the code that a poll would end with."""
+    exits = []
+    try:
+        settings = read_settings(order.config, environ, named=order.config_named)
+        wanted = order.content_types or settings.poll.content_types
+        for step in check_steps(settings, wanted, environ):
+            exits.append(step.exit)
+            write_line(blacked_out(str(step)))
+    except ConfigError as error:
+        exits.append(error.exit)
+        for complaint in error.complaints:
+            write_line(blacked_out(f"FAIL  configuration: {complaint}"))
+    return worst(exits)
+
+
+def write_line(text: str) -> None:
+    """A line to standard output, at once; nothing where nobody reads on."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+STOP_SECONDS = 8.0
+
+
+def end_anyway(signals: socket.socket) -> None:
+    """End the process some seconds after a signal, should the main thread not.
+
+    It may sit where no signal reaches it: in the resolver, or waiting for SQLite. The
+    state is whole at any moment.
+    """
+    signum = signals.recv(1)
+    time.sleep(STOP_SECONDS)
+    os._exit(128 + signum[0])
 
 
 def stop_on_signals() -> None:
     """Have SIGINT and SIGTERM end the run in good order; a second one is ignored."""
+    ours, pythons = socket.socketpair()
+    pythons.setblocking(False)  # noqa: FBT003 -- its only form
+    signal.set_wakeup_fd(pythons.detach())
+    threading.Thread(target=end_anyway, args=(ours,), daemon=True).start()
 
     def stop(signum: int, frame: object) -> None:
         del frame
@@ -4690,35 +6680,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(version_text())  # noqa: T201 -- what was asked for
         return Exit.OK
     os.umask(0o077)
-    console = set_up_console(arguments.verbose)
+    console = set_up_console(arguments.verbose, live=not arguments.stdout)
     try:
         stop_on_signals()
-        order = read_order(arguments, os.environ, datetime.now(UTC))
-        settings = read_settings(
-            order.config,
-            os.environ,
-            named=order.config_named,
-            sink_needed=not order.stdout,
-        )
-        console.repeat = settings.alerts.repeat
-        set_up_log_file(settings.logging)
-        return carry_out(order, settings, os.environ)
-    except ConfigError as error:
+        return follow(arguments, console)
+    except (Exception, Stopped) as error:  # noqa: BLE001 -- the one place
+        return say_end(error)
+
+
+def follow(arguments: argparse.Namespace, console: ConsoleFilter) -> Exit:
+    """Read the configuration and do what the command line asks for."""
+    order = read_order(arguments, os.environ, datetime.now(UTC))
+    if order.check:
+        return check_all(order, os.environ)
+    settings = read_settings(
+        order.config,
+        os.environ,
+        named=order.config_named,
+        sink_needed=not (order.stdout or order.report),
+    )
+    console.repeat = settings.alerts.repeat
+    set_up_log_file(settings.logging, settings.file)
+    if settings.alerts.smtp_host:
+        log.addHandler(LogTail())
+    return carry_out(order, settings, os.environ)
+
+
+def say_end(error: BaseException) -> Exit:
+    """Turn what ended the run into a sentence and a code: the one place that does."""
+    if isinstance(error, ConfigError):
         for complaint in error.complaints:
             log.error("%s", complaint)
         return error.exit
-    except PollerError as error:
-        log.log(logging.INFO if error.exit is Exit.BUSY else logging.ERROR, "%s", error)
+    if isinstance(error, PollerError):
+        busy = isinstance(error, BusyError)
+        log.log(logging.INFO if busy else logging.ERROR, "%s", error)
         return error.exit
-    except Stopped as stopped:
+    if isinstance(error, Stopped):
         log.info("stopped by a signal; what was not confirmed is sent again next time")
-        return stopped.exit
-    except Exception:
-        log.exception(
-            "a defect of this program; what was not confirmed is sent again by the "
-            "next run; please report it with the traceback in the log file"
-        )
-        return Exit.UNEXPECTED
+        return error.exit
+    log.error(
+        "a defect of this program; what was not confirmed is sent again by the next "
+        "run; please report it with the traceback in the log file",
+        exc_info=error,
+    )
+    return Exit.UNEXPECTED
 
 
 if __name__ == "__main__":

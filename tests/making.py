@@ -60,7 +60,7 @@ def make_azure(api_root: str = WORLD.api_root, login: str = WORLD.login_root) ->
     return Azure(
         tenant_id=TENANT,
         client_id=CLIENT,
-        credential=Credential(Secret(""), "", "", Secret("s3cret-of-the-app")),
+        credential=Credential(None, "", "", Secret("s3cret-of-the-app")),
         login_root=login,
         api_root=api_root,
         graph_root=WORLD.graph_root,

@@ -417,7 +417,7 @@ def test_the_configured_bundle_wins_over_the_environments() -> None:
     assert ca_bundle(azure, {}) is None
     assert ca_bundle(azure, environ) == Path("/a.pem")
     assert ca_bundle(azure, {"CURL_CA_BUNDLE": "/b.pem"}) == Path("/b.pem")
-    own = type(azure)(**{**vars(azure), "ca_bundle": Path("/own.pem")})
+    own = azure._replace(ca_bundle=Path("/own.pem"))
     assert ca_bundle(own, environ) == Path("/own.pem")
 
 

@@ -185,18 +185,13 @@ def make_http(office: Emulator, timeout: float = 5) -> Http:
 
 
 def by_key(made: Credentials, *, thumbprint: bool = False) -> Credential:
-    from cryptography.hazmat.primitives import serialization as s
-
-    pem = made.key.private_bytes(
-        s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption()
-    ).decode()
     if thumbprint:
-        return Credential(Secret(pem), "", made.thumbprint_sha1_hex, Secret(""))
-    return Credential(Secret(pem), made.certificate_pem, "", Secret(""))
+        return Credential(made.key, "", made.thumbprint_sha1_hex, Secret(""))
+    return Credential(made.key, made.certificate_pem, "", Secret(""))
 
 
 def by_secret(secret: str) -> Credential:
-    return Credential(Secret(""), "", "", Secret(secret))
+    return Credential(None, "", "", Secret(secret))
 
 
 @pytest.mark.parametrize("thumbprint", [True, False])
@@ -321,7 +316,7 @@ def test_a_failure_that_passes_is_ridden_out_before_msal_sees_it(
 def test_a_key_that_msal_cannot_use_is_said_and_not_a_traceback(
     office: Emulator,
 ) -> None:
-    bad = Credential(Secret("-----BEGIN NONSENSE-----"), "", "ab" * 20, Secret(""))
+    bad = Credential("-----BEGIN NONSENSE-----", "", "ab" * 20, Secret(""))
     with pytest.raises(UnusableCredentialError) as caught:
         make_source(office, bad).token()
     assert caught.value.exit is Exit.USAGE

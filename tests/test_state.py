@@ -114,7 +114,7 @@ def test_a_state_of_zero_length_was_more_than_a_first_run(file: Path) -> None:
 def test_another_tenants_state_is_refused(file: Path) -> None:
     open_state(file).close()
     azure = make_azure()
-    other = type(azure)(**{**vars(azure), "tenant_id": OTHER_TENANT})
+    other = azure._replace(tenant_id=OTHER_TENANT)
     with pytest.raises(StateError) as caught:
         State.open(file, other, [TYPE], NOW)
     assert str(caught.value) == (
