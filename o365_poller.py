@@ -3014,7 +3014,7 @@ class MsalHttp:
         try:
             return self._http.ask(call, self._take)
         except AnswerError as error:  # all others are handed over as they are
-            raise untrusted("no access token", error.judgement) from None
+            raise untrusted("sign-in", error.judgement) from None
 
     def _take(self, response: requests.Response) -> requests.Response:
         if 200 <= response.status_code < 300:
@@ -3077,9 +3077,7 @@ class TokenSource:
                 "nothing was asked; the watermark stays, so nothing is lost for 7 days"
             )
             what = f"no access token: {error.what}"
-            raise UnreachedError(what, data, NO_SIGN_IN_FIX) from None
-        except AnswerError as error:
-            raise token_error(TokenAnswer(503, (), str(error), "")) from None
+            raise UnreachedError(what, data, error.fix) from None
         except PollerError:
             raise
         except Exception as error:  # noqa: BLE001 -- msal raises what its parts raise

@@ -16,7 +16,6 @@ import pytest
 from making import NOW, OTHER_TENANT, TYPE, ago, make_azure, make_blob
 
 from o365_poller import (
-    FROM_THE_EARLIEST,
     BusyError,
     Changes,
     Delivered,
@@ -29,6 +28,7 @@ from o365_poller import (
     UnreadableStateError,
     Window,
     blob_window,
+    earliest,
     fingerprint,
     set_aside,
     state_lock,
@@ -101,14 +101,12 @@ def test_a_new_state_has_no_watermark_and_one_that_replaces_begins_at_seven_days
     tmp_path: Path,
 ) -> None:
     assert open_state(tmp_path / "a").watermark(TYPE) is None
-    assert (
-        open_state(tmp_path / "b", replaces=True).watermark(TYPE) == FROM_THE_EARLIEST
-    )
+    assert open_state(tmp_path / "b", replaces=True).watermark(TYPE) == earliest(NOW)
 
 
 def test_a_state_of_zero_length_was_more_than_a_first_run(file: Path) -> None:
     file.touch()
-    assert open_state(file).watermark(TYPE) == FROM_THE_EARLIEST
+    assert open_state(file).watermark(TYPE) == earliest(NOW)
 
 
 def test_another_tenants_state_is_refused(file: Path) -> None:
@@ -198,7 +196,7 @@ def test_an_unreadable_state_is_set_aside_with_its_companions(
     file.with_name("config.db-journal").write_text("j")
     file.with_name("config.db-wal").write_text("w")
     state = set_aside(file, make_azure(), [TYPE], NOW, "file is not a database")
-    assert state.watermark(TYPE) == FROM_THE_EARLIEST
+    assert state.watermark(TYPE) == earliest(NOW)
     state.close()
     names = {entry.name for entry in file.parent.iterdir()}
     aside = "config.db.unreadable-20260302T100000Z"
