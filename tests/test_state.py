@@ -16,6 +16,7 @@ import pytest
 from making import NOW, OTHER_TENANT, TYPE, ago, make_azure, make_blob
 
 from o365_poller import (
+    RETENTION_MARGIN,
     BusyError,
     Changes,
     Delivered,
@@ -101,12 +102,15 @@ def test_a_new_state_has_no_watermark_and_one_that_replaces_begins_at_seven_days
     tmp_path: Path,
 ) -> None:
     assert open_state(tmp_path / "a").watermark(TYPE) is None
-    assert open_state(tmp_path / "b", replaces=True).watermark(TYPE) == earliest(NOW)
+    assert (
+        open_state(tmp_path / "b", replaces=True).watermark(TYPE)
+        == earliest(NOW) + RETENTION_MARGIN
+    )
 
 
 def test_a_state_of_zero_length_was_more_than_a_first_run(file: Path) -> None:
     file.touch()
-    assert open_state(file).watermark(TYPE) == earliest(NOW)
+    assert open_state(file).watermark(TYPE) == earliest(NOW) + RETENTION_MARGIN
 
 
 def test_another_tenants_state_is_refused(file: Path) -> None:
@@ -196,7 +200,7 @@ def test_an_unreadable_state_is_set_aside_with_its_companions(
     file.with_name("config.db-journal").write_text("j")
     file.with_name("config.db-wal").write_text("w")
     state = set_aside(file, make_azure(), [TYPE], NOW, "file is not a database")
-    assert state.watermark(TYPE) == earliest(NOW)
+    assert state.watermark(TYPE) == earliest(NOW) + RETENTION_MARGIN
     state.close()
     names = {entry.name for entry in file.parent.iterdir()}
     aside = "config.db.unreadable-20260302T100000Z"
@@ -296,17 +300,18 @@ def test_a_slice_that_a_killed_run_left_goes_when_the_watermark_passes_it(
     assert table(file, "SELECT * FROM slice") == []
 
 
-def test_a_slice_can_be_clipped_and_goes_when_nothing_is_left(state: State) -> None:
-    job = state.give_up(
-        Slice(TYPE, window(5, 4)), Changes(delivered=[delivered("a")]), NOW
-    )
+def test_a_slice_that_ages_out_begins_later_and_goes_when_nothing_is_left(
+    state: State,
+) -> None:
+    batch = Changes(delivered=[delivered("a")])
+    job = state.give_up(Slice(TYPE, window(5, 4)), batch, NOW)
     state.finish(
         Slice(TYPE, window(4, 3)), Changes(), NOW, moves_watermark=True, before=[job]
     )
     job = state.given_up(TYPE)[0]
-    state.clip(job, ago(hours=4.5))
+    state.lose_span(TYPE, window(5, 4.5), NOW, watermark=False, job=job)
     assert state.given_up(TYPE)[0].window == window(4.5, 4)
-    state.clip(job, ago(hours=4))
+    state.lose_span(TYPE, window(4.5, 4), NOW, watermark=False, job=job)
     assert state.given_up(TYPE) == []
 
 
@@ -379,9 +384,13 @@ def test_the_ledger_is_kept_for_eight_days_by_content_created(
         NOW,
     )
     state.finish(Slice(TYPE, Window(old - HOUR, old)), Changes(), NOW)
-    assert table(file, "SELECT content_id FROM delivered") == [(fingerprint("young"),)]
+    assert len(table(file, "SELECT * FROM lost")) == 1
+    later = NOW + timedelta(days=8, seconds=1)
+    state.settle(TYPE, Changes(delivered=[delivered("young", young)]), NOW)
+    state.finish(Slice(TYPE, Window(later - HOUR, later)), Changes(), later)
     assert table(file, "SELECT * FROM lost") == []
-    assert table(file, "SELECT * FROM polled") == []
+    state.settle(TYPE, Changes(delivered=[delivered("young", young)]), NOW)
+    assert table(file, "SELECT content_id FROM delivered") == [(fingerprint("young"),)]
 
 
 def test_a_lost_span_is_said_once_and_not_where_it_was_polled(state: State) -> None:
