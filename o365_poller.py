@@ -4014,7 +4014,7 @@ class Downloads:
                 result = failed(blob, error)
             except PollerError as error:
                 result = error  # raised in the main thread
-            except Exception as error:  # noqa: BLE001 -- said, and no blob blocks others
+            except Exception as error:  # noqa: BLE001 -- said; the others go on
                 reason = f"a defect of this program ({type(error).__name__})"
                 result = Failed(blob, Verdict.FAILED, reason, defect=error)
             finally:
