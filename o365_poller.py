@@ -1294,6 +1294,8 @@ VERDICTS = {
     # Observed: the cool-down of subscriptions/start, as 403 or 429.
     "429": Verdict.COOLING_DOWN,
 }
+# JSON can escape half a character ("\\ud83d"), which no encoding takes.
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 AF_CODE = re.compile(rb"\bAF\d{3,6}\b")
 # Observed: a tenant without auditing gets no AF code but a stack trace.
 AUDITING_OFF = re.compile(rb"DataServiceException|StartSubscription \[")
@@ -1388,11 +1390,14 @@ def parse_listing(
         content_id = entry.get("contentId") if isinstance(entry, Mapping) else None
         if not isinstance(content_id, str) or not content_id:
             continue
+        if HALF_CHARACTER.search(content_id):  # fits into no URL and no state
+            continue
+        uri = str(entry.get("contentUri", ""))
         blobs.append(
             Blob(
                 content_type,
                 content_id,
-                str(entry.get("contentUri", "")),
+                uri if uri.isascii() else "",
                 read_api_time(entry.get("contentCreated")) or listed,
                 read_api_time(entry.get("contentExpiration")),
             )
@@ -2802,7 +2807,7 @@ class Http:
         """Remember the server's clock; gives it, or ours where it told none."""
         try:
             date = as_utc(parsedate_to_datetime(response.headers.get("Date", "")))
-        except (ValueError, TypeError, IndexError):
+        except (ValueError, TypeError, IndexError, OverflowError):
             return datetime.now(UTC)
         self.dates[urlsplit(url).netloc] = date
         return date
