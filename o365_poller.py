@@ -4766,7 +4766,9 @@ class Run:
                 self.ports.state.settle(job.content_type, batch.changes, self.now)
             if ahead:
                 given_up.append(begun)
-            self.account(batch.changes, tally)
+            # In an outage the one sentence about it says more than twenty about blobs.
+            named = 0 if isinstance(error, OutageError) else NAMED_MOST
+            self.account(batch.changes, tally, named)
             if isinstance(error, TokenError):
                 raise error
             self.note(error, tally)
@@ -4897,13 +4899,16 @@ class Run:
         else:
             batch.changes.pending.append(what)
 
-    def account(self, changes: Changes, tally: Tally) -> None:
-        """Count what was recorded, and say what a person should know."""
+    def account(self, changes: Changes, tally: Tally, named: int = NAMED_MOST) -> None:
+        """Count what was recorded, and say what a person should know.
+
+        At most so many blobs that wait are named on the console; the state knows all.
+        """
         tally.count(changes)
         self._progress.count(changes)
         self.say_lost(changes.lost, tally)
         fresh = [pending for pending in changes.pending if pending.tries == 1]
-        for pending in fresh[:NAMED_MOST]:
+        for pending in fresh[:named]:
             log.warning(
                 "%s: blob %s: %s; it waits and each run tries it again; nothing to do, "
                 "unless it repeats for days",
@@ -4911,11 +4916,11 @@ class Run:
                 plain(pending.blob.id, 120),
                 pending.reason,
             )
-        if len(fresh) > NAMED_MOST:
+        if len(fresh) > named > 0:
             log.warning(
                 "%s: %d more blobs wait in the same way; each run tries them again",
                 tally.content_type,
-                len(fresh) - NAMED_MOST,
+                len(fresh) - named,
             )
         if changes.pending:
             tally.exits.add(Exit.INCOMPLETE)
