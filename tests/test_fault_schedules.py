@@ -62,7 +62,7 @@ OPERATIONS: dict[str, tuple[Callable[[], faults.Fault], ...]] = {
     "content": (
         *FEED,
         *(
-            lambda kind=kind: faults.next_page(kind)  # type: ignore[misc]
+            lambda kind=kind: faults.next_page(kind)
             for kind in faults.NEXT_PAGES
             if kind not in ("endless_fresh", "other_tenant")
         ),
