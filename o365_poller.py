@@ -2233,10 +2233,13 @@ class State:
             self._record(content_type, changes, now, 0)
 
     def pending(self, content_type: str) -> list[Pending]:
-        """The blobs that wait to be fetched, oldest first."""
+        """The blobs that wait to be fetched: first those that were tried least.
+
+        An outage may end a round of retries; in the next each has its turn.
+        """
         rows = self._rows(
             "SELECT content_id, uri, created, expires, since, tries, reason "
-            "FROM pending WHERE content_type = ? ORDER BY created",
+            "FROM pending WHERE content_type = ? ORDER BY tries, created",
             content_type,
         )
         return [
@@ -4798,7 +4801,22 @@ class Run:
                 self.ports.state.settle(job.content_type, changes, self.now)
 
         batch, error = self.ship(downloads, blobs, tally, record, {})
-        return begun, batch, error
+        return begun, batch, error or self.too_soon(job)
+
+    def too_soon(self, job: Slice) -> SourceError | None:
+        """The error of a slice that ends ahead of the API's clock: more may come in it.
+
+        Only where the API told no time before: else now was the earlier of the clocks.
+        """
+        theirs = self.ports.api.date()
+        if theirs is None or job.window.end <= theirs + CLOCKS_AGREE:
+            return None
+        return SourceError(
+            f"{job.content_type}: {job.window} ends after {api_time(theirs)} UTC, now "
+            "by the API's clock: this machine's is ahead",
+            "what was listed is delivered; the span stays open, to be asked again",
+            "set the clock (NTP)",
+        )
 
     def retry_pending(self, tally: Tally) -> None:
         """Try each pending blob of a content type once."""

@@ -24,7 +24,7 @@ from logstash_stand_in import LogstashStandIn
 import o365_poller as op
 
 SEEDS = range(60)
-OUR_LIES = ("start of ", "the same page was asked again")
+OUR_LIES = ("start ", "the same page was asked again")
 EXCHANGE = "Audit.Exchange"
 
 ANYWHERE: tuple[Callable[[], faults.Fault], ...] = (
