@@ -165,8 +165,8 @@ EMPTY_PAGES_MOST = 10
 MEGABYTE = 1 << 20
 LISTING_BYTES = 64 * MEGABYTE
 BLOB_BYTES = 256 * MEGABYTE
-BUDGET_BYTES = 16 * MEGABYTE
-BATCH_BYTES = 6 * MEGABYTE
+BUDGET_BYTES = 12 * MEGABYTE
+BATCH_BYTES = 4 * MEGABYTE
 CHUNK = MEGABYTE
 SEND_CHUNK = 256 * 1024
 
@@ -2332,6 +2332,11 @@ class State:
         with self._transaction():
             self._connection.execute("DELETE FROM said WHERE key = ?", (key,))
 
+    def said_keys(self, prefix: str) -> set[str]:
+        """All that was said under a prefix, which holds no % and no _."""
+        rows = self._rows("SELECT key FROM said WHERE key LIKE ?", f"{prefix}%")
+        return {key for (key,) in rows}
+
     def note_said(
         self, said: Iterable[str], unsaid: Iterable[str], now: datetime
     ) -> None:
@@ -4017,7 +4022,7 @@ class Downloads:
                 result = failed(blob, error)
             except PollerError as error:
                 result = error  # raised in the main thread
-            except Exception as error:  # noqa: BLE001 -- said, and no blob blocks others
+            except Exception as error:  # noqa: BLE001 -- said; the others go on
                 reason = f"a defect of this program ({type(error).__name__})"
                 result = Failed(blob, Verdict.FAILED, reason, defect=error)
             finally:
@@ -4764,7 +4769,9 @@ class Run:
                 self.ports.state.settle(job.content_type, batch.changes, self.now)
             if ahead:
                 given_up.append(begun)
-            self.account(batch.changes, tally)
+            # In an outage the one sentence about it says more than twenty about blobs.
+            named = 0 if isinstance(error, OutageError) else NAMED_MOST
+            self.account(batch.changes, tally, named)
             if isinstance(error, TokenError):
                 raise error
             self.note(error, tally)
@@ -4910,13 +4917,16 @@ class Run:
         else:
             batch.changes.pending.append(what)
 
-    def account(self, changes: Changes, tally: Tally) -> None:
-        """Count what was recorded, and say what a person should know."""
+    def account(self, changes: Changes, tally: Tally, named: int = NAMED_MOST) -> None:
+        """Count what was recorded, and say what a person should know.
+
+        At most so many blobs that wait are named on the console; the state knows all.
+        """
         tally.count(changes)
         self._progress.count(changes)
         self.say_lost(changes.lost, tally)
         fresh = [pending for pending in changes.pending if pending.tries == 1]
-        for pending in fresh[:NAMED_MOST]:
+        for pending in fresh[:named]:
             log.warning(
                 "%s: blob %s: %s; it waits and each run tries it again; nothing to do, "
                 "unless it repeats for days",
@@ -4924,11 +4934,11 @@ class Run:
                 plain(pending.blob.id, 120),
                 pending.reason,
             )
-        if len(fresh) > NAMED_MOST:
+        if len(fresh) > named > 0:
             log.warning(
                 "%s: %d more blobs wait in the same way; each run tries them again",
                 tally.content_type,
-                len(fresh) - NAMED_MOST,
+                len(fresh) - named,
             )
         if changes.pending:
             tally.exits.add(Exit.INCOMPLETE)
@@ -5231,11 +5241,12 @@ def lasting_letters(
 
 def loss_letter(state: State) -> Iterator[Letter]:
     """The mail for the losses that no mail has told of yet, if there are any."""
-    fresh = []
+    fresh, prefix = [], "mail: lost "
+    told = state.said_keys(prefix)
     for lost in state.losses():
         parts = (lost.content_type, lost.content_id, str(lost.window))
-        key = f"mail: lost {fingerprint(' '.join(parts)).hex()}"
-        if state.said(key) is None:
+        key = prefix + fingerprint(" ".join(parts)).hex()
+        if key not in told:
             fresh.append((key, lost))
     if not fresh:
         return
@@ -5759,7 +5770,16 @@ def check_state(settings: Settings, content_types: Sequence[str]) -> Iterator[St
     except UnreadableStateError as error:
         yield Step("state", f"{path} is unreadable ({plain(str(error))})", again)
     except StateError as error:
-        yield failed_step("state", error)
+        journal = path.with_name(path.name + "-journal")
+        if journal.exists():
+            # To read it would be to write it: SQLite undoes first what is half-written.
+            undo = (
+                "nothing to do: the next poll undoes what a killed one left "
+                "half-written"
+            )
+            yield Step("state", f"{path} cannot be read just now", undo)
+        else:
+            yield failed_step("state", error)
 
 
 def check_progress(state: State, content_type: str) -> Step:

@@ -295,8 +295,9 @@ def test_a_lasting_warning_shows_once_in_repeat_hours_and_is_logged_always(
     assert first.code == 0
     assert first.err == (
         f"o365_poller: warning: the application's certificate ends on {day}, in 9 days; "
-        "without one Entra ID gives no token; upload a new one to the app "
-        "registration, then change key and certificate\n"
+        "without one Entra ID gives no token, and what is not fetched within 7 days is "
+        "lost; upload a new one to the app registration, then change key and "
+        "certificate in [azure]\n"
     )
     assert_quiet(site.run())
     assert site.log.count(f"certificate ends on {day}") == 2
@@ -365,7 +366,7 @@ def test_an_unknown_content_type_is_refused_with_the_nearest(site: Site) -> None
     assert result.err == (
         "o365_poller: error: --content-type: expected one of "
         "Audit.AzureActiveDirectory, Audit.Exchange, Audit.SharePoint, Audit.General, "
-        "DLP.All; did you mean Audit.Exchange?, got 'Audit.Exchang'\n"
+        "DLP.All, got 'Audit.Exchang'; did you mean Audit.Exchange?\n"
         "o365_poller: error: --end: expected --start with it\n"
     )
     assert site.office.journal.requests == []
@@ -420,7 +421,7 @@ def test_stdout_into_head_ends_without_a_traceback(site: Site) -> None:
         "",
         (
             "o365_poller: error: standard output: Broken pipe; no state was touched; "
-            "nothing, if the reader closed it on purpose\n"
+            "nothing to do, if the reader closed it on purpose\n"
         ),
     )
 

@@ -239,6 +239,7 @@ def test_the_example_is_read_without_a_complaint_about_a_name() -> None:
     complaints: list[str] = []
     found = o365_poller.read_ini(ROOT / "config.example.ini", complaints)
     assert complaints == []
+    assert found is not None
     assert set(found) <= set(KEYS)
     for section, keys in found.items():
         assert set(keys) <= set(KEYS[section])

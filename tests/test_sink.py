@@ -388,8 +388,8 @@ except SinkError as error:
     assert (done.returncode, done.stderr) == (
         0,
         (
-            "standard output: Broken pipe; no state was touched; nothing, if the reader "
-            "closed it on purpose"
+            "standard output: Broken pipe; no state was touched; nothing to do, if the "
+            "reader closed it on purpose"
         ),
     )
 

@@ -16,6 +16,7 @@ import pytest
 from making import NOW, OTHER_TENANT, TYPE, ago, make_azure, make_blob
 
 from o365_poller import (
+    RETENTION_MARGIN,
     BusyError,
     Changes,
     Delivered,
@@ -45,6 +46,10 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def state(file: Path) -> State:
     return open_state(file)
+
+
+# A state that replaces another begins a little later than what can still be asked.
+A_WEEK_AGO = earliest(NOW) + RETENTION_MARGIN
 
 
 def open_state(file: Path, *, now: datetime = NOW, replaces: bool = False) -> State:
@@ -101,12 +106,12 @@ def test_a_new_state_has_no_watermark_and_one_that_replaces_begins_at_seven_days
     tmp_path: Path,
 ) -> None:
     assert open_state(tmp_path / "a").watermark(TYPE) is None
-    assert open_state(tmp_path / "b", replaces=True).watermark(TYPE) == earliest(NOW)
+    assert open_state(tmp_path / "b", replaces=True).watermark(TYPE) == A_WEEK_AGO
 
 
 def test_a_state_of_zero_length_was_more_than_a_first_run(file: Path) -> None:
     file.touch()
-    assert open_state(file).watermark(TYPE) == earliest(NOW)
+    assert open_state(file).watermark(TYPE) == A_WEEK_AGO
 
 
 def test_another_tenants_state_is_refused(file: Path) -> None:
@@ -196,7 +201,7 @@ def test_an_unreadable_state_is_set_aside_with_its_companions(
     file.with_name("config.db-journal").write_text("j")
     file.with_name("config.db-wal").write_text("w")
     state = set_aside(file, make_azure(), [TYPE], NOW, "file is not a database")
-    assert state.watermark(TYPE) == earliest(NOW)
+    assert state.watermark(TYPE) == A_WEEK_AGO
     state.close()
     names = {entry.name for entry in file.parent.iterdir()}
     aside = "config.db.unreadable-20260302T100000Z"
@@ -304,9 +309,9 @@ def test_a_slice_can_be_clipped_and_goes_when_nothing_is_left(state: State) -> N
         Slice(TYPE, window(4, 3)), Changes(), NOW, moves_watermark=True, before=[job]
     )
     job = state.given_up(TYPE)[0]
-    state.clip(job, ago(hours=4.5))
+    state.lose_span(TYPE, window(5, 4.5), NOW, watermark=False, job=job)
     assert state.given_up(TYPE)[0].window == window(4.5, 4)
-    state.clip(job, ago(hours=4))
+    state.lose_span(TYPE, window(4.5, 4), NOW, watermark=False, job=job)
     assert state.given_up(TYPE) == []
 
 
@@ -371,12 +376,9 @@ def test_the_ledger_is_kept_for_eight_days_by_content_created(
 ) -> None:
     old, young = ago(days=8, seconds=1), ago(days=7, hours=23)
     lost = Lost(TYPE, Window(old - HOUR, old), "gone")
+    state.settle(TYPE, Changes(lost=[lost]), NOW)  # kept from the day it was said
     state.settle(
-        TYPE,
-        Changes(
-            delivered=[delivered("old", old), delivered("young", young)], lost=[lost]
-        ),
-        NOW,
+        TYPE, Changes(delivered=[delivered("old", old), delivered("young", young)]), NOW
     )
     state.finish(Slice(TYPE, Window(old - HOUR, old)), Changes(), NOW)
     assert table(file, "SELECT content_id FROM delivered") == [(fingerprint("young"),)]
