@@ -2324,6 +2324,11 @@ class State:
         with self._transaction():
             self._connection.execute("DELETE FROM said WHERE key = ?", (key,))
 
+    def said_keys(self, prefix: str) -> set[str]:
+        """All that was said under a prefix, which holds no % and no _."""
+        rows = self._rows("SELECT key FROM said WHERE key LIKE ?", f"{prefix}%")
+        return {key for (key,) in rows}
+
     def note_said(
         self, said: Iterable[str], unsaid: Iterable[str], now: datetime
     ) -> None:
@@ -5208,11 +5213,12 @@ def lasting_letters(
 
 def loss_letter(state: State) -> Iterator[Letter]:
     """The mail for the losses that no mail has told of yet, if there are any."""
-    fresh = []
+    fresh, prefix = [], "mail: lost "
+    told = state.said_keys(prefix)
     for lost in state.losses():
         parts = (lost.content_type, lost.content_id, str(lost.window))
-        key = f"mail: lost {fingerprint(' '.join(parts)).hex()}"
-        if state.said(key) is None:
+        key = prefix + fingerprint(" ".join(parts)).hex()
+        if key not in told:
             fresh.append((key, lost))
     if not fresh:
         return
@@ -5736,7 +5742,16 @@ def check_state(settings: Settings, content_types: Sequence[str]) -> Iterator[St
     except UnreadableStateError as error:
         yield Step("state", f"{path} is unreadable ({plain(str(error))})", again)
     except StateError as error:
-        yield failed_step("state", error)
+        journal = path.with_name(path.name + "-journal")
+        if journal.exists():
+            # To read it would be to write it: SQLite undoes first what is half-written.
+            undo = (
+                "nothing to do: the next poll undoes what a killed one left "
+                "half-written"
+            )
+            yield Step("state", f"{path} cannot be read just now", undo)
+        else:
+            yield failed_step("state", error)
 
 
 def check_progress(state: State, content_type: str) -> Step:

@@ -40,6 +40,7 @@ WINDOW, OVERLAP = timedelta(minutes=10), timedelta(minutes=5)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 PAGE = 3
 OUTAGE = 8
+HEALTH = ("ok", "ok", "ok", "ill", "missing", "cut")
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -488,15 +489,42 @@ def make_machine(op: Any) -> type[RuleBasedStateMachine]:  # noqa: C901
 
         # -- the runs
 
-        @rule(trouble=TROUBLES)
-        def poll(self, trouble: Trouble) -> None:
+        def appear(
+            self, fresh: int, health: str, grows: timedelta = timedelta(0)
+        ) -> None:
+            """Blobs of this very moment, of both types, of which the first may be ill."""
+            now = self.world.now
+            self.world.blobs += [
+                WorldBlob(
+                    content_type,
+                    f"2026${next(self.serials)}$audit",
+                    now,
+                    now,
+                    now + grows,
+                    now + 7 * DAY,
+                    "ok" if number else health,
+                )
+                for content_type in TYPES
+                for number in range(fresh)
+            ]
+            self.world.now += timedelta(seconds=1)
+
+        @rule(trouble=TROUBLES, fresh=st.integers(0, 5), health=st.sampled_from(HEALTH))
+        def poll(self, trouble: Trouble, fresh: int, health: str) -> None:
+            self.appear(fresh, health)
             self.run("poll", trouble)
 
-        @rule(by=st.sampled_from([MINUTE, 5 * MINUTE]), times=st.integers(1, 3))
-        def cron(self, by: timedelta, times: int) -> None:
+        @rule(
+            by=st.sampled_from([MINUTE, 5 * MINUTE, 12 * MINUTE]),
+            times=st.integers(1, 3),
+            fresh=st.integers(0, 2),
+            health=st.sampled_from(HEALTH),
+        )
+        def cron(self, by: timedelta, times: int, fresh: int, health: str) -> None:
             """Some polls go well, one after the other."""
             for _ in range(times):
                 self.world.now += by
+                self.appear(fresh, health, 3 * MINUTE)
                 self.run("poll", Trouble())
 
         @rule(trouble=TROUBLES, back=st.sampled_from([HOUR, 30 * HOUR]))
@@ -641,6 +669,7 @@ def make_machine(op: Any) -> type[RuleBasedStateMachine]:  # noqa: C901
             self.check_ledger(after)
             self.check_accounted(after)
             self.check_polled(after)
+            self.check_no_hole(after)
             self.check_losses(ran)
             if ran.purpose == "poll":
                 self.check_sent_again(ran, before)
@@ -736,7 +765,26 @@ def make_machine(op: Any) -> type[RuleBasedStateMachine]:  # noqa: C901
                     for t, s, e in self.world.served
                     if t == content_type
                 ]
-                assert op.without(op.Window(start, end), whole) == []
+                holes = op.without(op.Window(start, end), whole)
+                assert holes == [], "polled without a whole listing"
+
+        def check_no_hole(self, after: Mapping[str, Any]) -> None:
+            """Behind the watermark every second is polled, open, or said to be lost."""
+            for content_type, duty in self.duty.items():
+                watermark = after["watermark"][content_type]
+                start = max(op.whole_second(duty), self.world.now - 7 * DAY)
+                spans = [
+                    op.Window(start, end)
+                    for t, start, end in after["polled"] + after["given_up"]
+                    if t == content_type
+                ] + [
+                    lost.window
+                    for lost in self.lost
+                    if lost.content_type == content_type and not lost.content_id
+                ]
+                if start < watermark:
+                    holes = op.without(op.Window(start, watermark), spans)
+                    assert holes == [], f"behind the watermark: {holes}"
 
         def check_losses(self, ran: Ran) -> None:
             """ "Lost is what the API says is gone (AF20051 at once; 404 after 24 hours)
@@ -817,9 +865,14 @@ def make_machine(op: Any) -> type[RuleBasedStateMachine]:  # noqa: C901
             """Nothing goes wrong but single blobs: all else is delivered, the watermark
             is at now ("a pending blob never holds the watermark back"), each pending
             blob was tried, and the exit code says what remains."""
-            ill = [blob for blob in self.world.blobs if blob.health != "ok"]
-            expired = [b for b in self.world.blobs if b.expires <= self.world.now]
-            if len(ill) + len(expired) >= OUTAGE:
+            tried = set(self.world.fetched)
+            bad = [
+                blob
+                for blob in self.world.blobs
+                if blob.id in tried
+                and (blob.health != "ok" or blob.expires <= self.world.now)
+            ]
+            if len(bad) >= OUTAGE:
                 return
             if self.world.offset < timedelta(0):
                 return  # the oldest minutes of a catch-up are refused, and stay open
@@ -831,7 +884,6 @@ def make_machine(op: Any) -> type[RuleBasedStateMachine]:  # noqa: C901
                 now = ran.run.now
                 if was is None or was <= now + op.CLOCKS_AGREE:
                     assert watermark == max(now, was or now), "the watermark stays"
-            tried = set(self.world.fetched)
             for content_type, id_ in before["pending"]:
                 assert id_ in tried, f"pending {id_} was not tried"
             waits = {key for key in after["pending"] if key[0] in TYPES}

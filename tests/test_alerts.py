@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -311,12 +312,21 @@ def test_every_kind_of_relay_gets_the_mail(
         assert "eyJ" not in place, "a token or an assertion"
 
 
+@pytest.fixture
+def tail() -> Iterator[None]:
+    """Only the tail hears what the program logs."""
+    handlers, level = poller.log.handlers, poller.log.level
+    poller.log.handlers = [poller.LogTail()]
+    poller.log.setLevel(logging.INFO)
+    yield
+    poller.log.handlers = handlers
+    poller.log.setLevel(level)
+
+
+@pytest.mark.usefixtures("tail")
 def test_a_password_in_the_log_does_not_get_into_the_mail(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tail = poller.LogTail()
-    monkeypatch.setattr(poller.log, "handlers", [tail])
-    monkeypatch.setattr(poller.log, "level", logging.INFO)
     monkeypatch.setattr(poller.Secret, "known", {PASSWORD})
     poller.log.error("it said %s", PASSWORD)
     assert "it said ***" in poller.log_tail()
@@ -430,12 +440,8 @@ def test_no_mail_for_a_try_out_a_check_or_a_wrong_configuration(site: Site) -> N
         assert relay.mails == []
 
 
-def test_the_tail_of_the_log_is_the_newest_and_bounded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    tail = poller.LogTail()
-    monkeypatch.setattr(poller.log, "handlers", [tail])
-    monkeypatch.setattr(poller.log, "level", logging.INFO)
+@pytest.mark.usefixtures("tail")
+def test_the_tail_of_the_log_is_the_newest_and_bounded() -> None:
     for number in range(3000):
         poller.log.info("line %d", number)
     text = poller.log_tail()

@@ -189,7 +189,8 @@ def row(**changes: object) -> dict[str, object]:
 
 def test_a_listing_gives_its_blobs_in_order() -> None:
     body = json.dumps([row(), row(contentId="id2", contentType="audit.EXCHANGE")])
-    first, second = parse_listing(body.encode(), "Audit.Exchange", NOW)[0]
+    (first, second), none = parse_listing(body.encode(), "Audit.Exchange", NOW)
+    assert none == 0
     assert first == make_blob(
         "id1",
         uri=BLOB,
@@ -261,6 +262,13 @@ def test_what_is_no_listing_is_broken(body: bytes, said: str) -> None:
 )  # fmt: skip
 def test_the_enabled_subscriptions_are_read(body: str, types: set[str]) -> None:
     assert parse_subscriptions(body.encode()) == types
+
+
+def test_an_entry_that_names_no_blob_is_counted_and_hides_no_other() -> None:
+    body = b'[1,{},{"contentId":""},{"contentId":5},{"contentId":"id1"},null]'
+    blobs, none = parse_listing(body, "Audit.Exchange", NOW)
+    assert [blob.id for blob in blobs] == ["id1"]
+    assert none == 5
 
 
 @pytest.mark.parametrize("body", ["", "<html>", "null", "[1]", "[{}]", "[" * 100_000])
