@@ -165,8 +165,8 @@ EMPTY_PAGES_MOST = 10
 MEGABYTE = 1 << 20
 LISTING_BYTES = 64 * MEGABYTE
 BLOB_BYTES = 256 * MEGABYTE
-BUDGET_BYTES = 16 * MEGABYTE
-BATCH_BYTES = 6 * MEGABYTE
+BUDGET_BYTES = 12 * MEGABYTE
+BATCH_BYTES = 4 * MEGABYTE
 CHUNK = MEGABYTE
 SEND_CHUNK = 256 * 1024
 
@@ -1294,6 +1294,8 @@ VERDICTS = {
     # Observed: the cool-down of subscriptions/start, as 403 or 429.
     "429": Verdict.COOLING_DOWN,
 }
+# JSON can escape half a character ("\\ud83d"), which no encoding takes.
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 AF_CODE = re.compile(rb"\bAF\d{3,6}\b")
 # Observed: a tenant without auditing gets no AF code but a stack trace.
 AUDITING_OFF = re.compile(rb"DataServiceException|StartSubscription \[")
@@ -1388,11 +1390,14 @@ def parse_listing(
         content_id = entry.get("contentId") if isinstance(entry, Mapping) else None
         if not isinstance(content_id, str) or not content_id:
             continue
+        if HALF_CHARACTER.search(content_id):  # fits into no URL and no state
+            continue
+        uri = str(entry.get("contentUri", ""))
         blobs.append(
             Blob(
                 content_type,
                 content_id,
-                str(entry.get("contentUri", "")),
+                uri if uri.isascii() else "",
                 read_api_time(entry.get("contentCreated")) or listed,
                 read_api_time(entry.get("contentExpiration")),
             )
@@ -2228,10 +2233,13 @@ class State:
             self._record(content_type, changes, now, 0)
 
     def pending(self, content_type: str) -> list[Pending]:
-        """The blobs that wait to be fetched, oldest first."""
+        """The blobs that wait to be fetched: first those that were tried least.
+
+        An outage may end a round of retries; in the next each has its turn.
+        """
         rows = self._rows(
             "SELECT content_id, uri, created, expires, since, tries, reason "
-            "FROM pending WHERE content_type = ? ORDER BY created",
+            "FROM pending WHERE content_type = ? ORDER BY tries, created",
             content_type,
         )
         return [
@@ -2802,7 +2810,7 @@ class Http:
         """Remember the server's clock; gives it, or ours where it told none."""
         try:
             date = as_utc(parsedate_to_datetime(response.headers.get("Date", "")))
-        except (ValueError, TypeError, IndexError):
+        except (ValueError, TypeError, IndexError, OverflowError):
             return datetime.now(UTC)
         self.dates[urlsplit(url).netloc] = date
         return date
@@ -4761,7 +4769,9 @@ class Run:
                 self.ports.state.settle(job.content_type, batch.changes, self.now)
             if ahead:
                 given_up.append(begun)
-            self.account(batch.changes, tally)
+            # In an outage the one sentence about it says more than twenty about blobs.
+            named = 0 if isinstance(error, OutageError) else NAMED_MOST
+            self.account(batch.changes, tally, named)
             if isinstance(error, TokenError):
                 raise error
             self.note(error, tally)
@@ -4791,7 +4801,22 @@ class Run:
                 self.ports.state.settle(job.content_type, changes, self.now)
 
         batch, error = self.ship(downloads, blobs, tally, record, {})
-        return begun, batch, error
+        return begun, batch, error or self.too_soon(job)
+
+    def too_soon(self, job: Slice) -> SourceError | None:
+        """The error of a slice that ends ahead of the API's clock: more may come in it.
+
+        Only where the API told no time before: else now was the earlier of the clocks.
+        """
+        theirs = self.ports.api.date()
+        if theirs is None or job.window.end <= theirs + CLOCKS_AGREE:
+            return None
+        return SourceError(
+            f"{job.content_type}: {job.window} ends after {api_time(theirs)} UTC, now "
+            "by the API's clock: this machine's is ahead",
+            "what was listed is delivered; the span stays open, to be asked again",
+            "set the clock (NTP)",
+        )
 
     def retry_pending(self, tally: Tally) -> None:
         """Try each pending blob of a content type once."""
@@ -4892,13 +4917,16 @@ class Run:
         else:
             batch.changes.pending.append(what)
 
-    def account(self, changes: Changes, tally: Tally) -> None:
-        """Count what was recorded, and say what a person should know."""
+    def account(self, changes: Changes, tally: Tally, named: int = NAMED_MOST) -> None:
+        """Count what was recorded, and say what a person should know.
+
+        At most so many blobs that wait are named on the console; the state knows all.
+        """
         tally.count(changes)
         self._progress.count(changes)
         self.say_lost(changes.lost, tally)
         fresh = [pending for pending in changes.pending if pending.tries == 1]
-        for pending in fresh[:NAMED_MOST]:
+        for pending in fresh[:named]:
             log.warning(
                 "%s: blob %s: %s; it waits and each run tries it again; nothing to do, "
                 "unless it repeats for days",
@@ -4906,11 +4934,11 @@ class Run:
                 plain(pending.blob.id, 120),
                 pending.reason,
             )
-        if len(fresh) > NAMED_MOST:
+        if len(fresh) > named > 0:
             log.warning(
                 "%s: %d more blobs wait in the same way; each run tries them again",
                 tally.content_type,
-                len(fresh) - NAMED_MOST,
+                len(fresh) - named,
             )
         if changes.pending:
             tally.exits.add(Exit.INCOMPLETE)

@@ -292,7 +292,7 @@ class World:
             health = "gone"
         if health != "ok" and blob.failed_since is None:
             blob.failed_since = self.now
-        if self.fetches == self.trouble.refuse_fetch:
+        if self.fetches == self.trouble.refuse_fetch or health == "denied":
             return self._error(401, "")
         if self.trouble.outage or health == "ill":
             raise self._source_error(f"blob {id_}: HTTP 503")

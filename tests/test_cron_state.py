@@ -173,7 +173,7 @@ def test_a_newest_slice_that_breaks_off_keeps_the_watermark(site: Site) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_twenty_failing_blobs_are_an_outage_the_slice_is_given_up_and_none_waits(
+def test_twenty_failing_blobs_are_an_outage_and_the_slice_is_asked_again(
     site: Site,
 ) -> None:
     assert_quiet(site.run())
