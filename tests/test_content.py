@@ -264,6 +264,13 @@ def test_the_enabled_subscriptions_are_read(body: str, types: set[str]) -> None:
     assert parse_subscriptions(body.encode()) == types
 
 
+def test_an_entry_that_names_no_blob_is_counted_and_hides_no_other() -> None:
+    body = b'[1,{},{"contentId":""},{"contentId":5},{"contentId":"id1"},null]'
+    blobs, none = parse_listing(body, "Audit.Exchange", NOW)
+    assert [blob.id for blob in blobs] == ["id1"]
+    assert none == 5
+
+
 @pytest.mark.parametrize("body", ["", "<html>", "null", "[1]", "[{}]", "[" * 100_000])
 def test_what_is_no_list_of_subscriptions_is_broken(body: str) -> None:
     with pytest.raises(BrokenAnswerError):

@@ -58,7 +58,7 @@ def test_1_for_a_defect_with_the_traceback_in_the_log_and_not_on_the_console(
     source = SCRIPT.read_text()
     mark = "    def poll_all(self, content_types: Sequence[str]) -> None:\n"
     assert mark in source
-    broken = site.folder / "o365_poller.py"
+    broken = site.folder / "broken.py"
     broken.write_text(source.replace(mark, mark + "        raise KeyError('defect')\n"))
     site.write()
     done = subprocess.run(

@@ -251,7 +251,7 @@ def test_everything_can_come_from_the_environment_with_no_file(site: Site) -> No
     }
     env["O365_POLLER_POLL_STATE_FILE"] = str(site.state_file)
 
-    script = site.folder / "o365_poller.py"
+    script = site.folder / "poller.py"
     shutil.copy(SCRIPT, script)
     done = subprocess.run(
         [sys.executable, str(script)],

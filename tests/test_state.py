@@ -301,10 +301,11 @@ def test_a_slice_that_a_killed_run_left_goes_when_the_watermark_passes_it(
     assert table(file, "SELECT * FROM slice") == []
 
 
-def test_a_slice_can_be_clipped_and_goes_when_nothing_is_left(state: State) -> None:
-    job = state.give_up(
-        Slice(TYPE, window(5, 4)), Changes(delivered=[delivered("a")]), NOW
-    )
+def test_a_slice_that_ages_out_begins_later_and_goes_when_nothing_is_left(
+    state: State,
+) -> None:
+    batch = Changes(delivered=[delivered("a")])
+    job = state.give_up(Slice(TYPE, window(5, 4)), batch, NOW)
     state.finish(
         Slice(TYPE, window(4, 3)), Changes(), NOW, moves_watermark=True, before=[job]
     )
@@ -381,9 +382,13 @@ def test_the_ledger_is_kept_for_eight_days_by_content_created(
         TYPE, Changes(delivered=[delivered("old", old), delivered("young", young)]), NOW
     )
     state.finish(Slice(TYPE, Window(old - HOUR, old)), Changes(), NOW)
-    assert table(file, "SELECT content_id FROM delivered") == [(fingerprint("young"),)]
+    assert len(table(file, "SELECT * FROM lost")) == 1
+    later = NOW + timedelta(days=8, seconds=1)
+    state.settle(TYPE, Changes(delivered=[delivered("young", young)]), NOW)
+    state.finish(Slice(TYPE, Window(later - HOUR, later)), Changes(), later)
     assert table(file, "SELECT * FROM lost") == []
-    assert table(file, "SELECT * FROM polled") == []
+    state.settle(TYPE, Changes(delivered=[delivered("young", young)]), NOW)
+    assert table(file, "SELECT content_id FROM delivered") == [(fingerprint("young"),)]
 
 
 def test_a_lost_span_is_said_once_and_not_where_it_was_polled(state: State) -> None:

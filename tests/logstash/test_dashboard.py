@@ -9,9 +9,8 @@ import re
 from typing import Any
 
 import pytest
-from logstash.ecs_harness import LOGSTASH
-
 from logstash import build_dashboard
+from logstash.ecs_harness import LOGSTASH
 
 Json = dict[str, Any]
 LINES = (LOGSTASH / "o365_dashboard.ndjson").read_text(encoding="utf-8").splitlines()

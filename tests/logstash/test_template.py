@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from logstash import build_template
 from logstash.ecs_cases import ACCEPTANCE
 from logstash.ecs_harness import LOGSTASH, RubyFilter, enrich
 from logstash.ecs_rules import MUST_BE_MAPPED, RULES
 from logstash.ecs_traps import ADDRESSES, conflicts, event, texts
-
-from logstash import build_template
 
 Mapping = dict[str, Any]
 
