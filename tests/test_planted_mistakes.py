@@ -2,7 +2,7 @@
 
 Each is a change of the product's text, loaded as a module of its own. The text must be
 found exactly once, so that no mistake is quietly not planted any more. Where each comes
-from, and what caught it, stands in planted-mistakes.md.
+from, and what caught it, stands in README.md.
 """
 
 from __future__ import annotations
@@ -202,6 +202,6 @@ def test_the_model_catches_a_planted_mistake(planted: Any, mistake: Mistake) -> 
 
 
 def test_the_list_of_planted_mistakes_is_whole() -> None:
-    told = (TESTS / "planted-mistakes.md").read_text()
+    told = (TESTS / "README.md").read_text()
     rows = [line.split("|")[1].strip() for line in told.splitlines() if "|" in line]
     assert rows[2:] == [mistake.name for mistake in MISTAKES]
