@@ -79,13 +79,14 @@ OPERATIONS: dict[str, tuple[Callable[[], faults.Fault], ...]] = {
         lambda: faults.af("AF10001"),
     ),
 }
+# Not half_close_early: for a batch that fits into one segment its end of stream crosses
+# ours, and nobody can tell it from a confirmation; it has read all of it, too.
 SINKS = (
     stand_in.take(),
     stand_in.take(),
     stand_in.refuse(),
     stand_in.reset_at(100),
     stand_in.close_at(3000),
-    stand_in.half_close_early(500),
     stand_in.reset_at_end(),
 )
 
