@@ -24,7 +24,11 @@ from logstash_stand_in import LogstashStandIn
 import o365_poller as op
 
 SEEDS = range(60)
-OUR_LIES = ("start ", "the same page was asked again")
+OUR_LIES = (
+    "start ",
+    "the same page was asked again",
+    "NextPageUri was not used as given",
+)
 EXCHANGE = "Audit.Exchange"
 
 ANYWHERE: tuple[Callable[[], faults.Fault], ...] = (
@@ -79,13 +83,13 @@ OPERATIONS: dict[str, tuple[Callable[[], faults.Fault], ...]] = {
         lambda: faults.af("AF10001"),
     ),
 }
+# Not half_close_early and close_at: with a batch that fits into one segment their end of
+# stream crosses ours, and nobody can tell it from a confirmation (test_sink has them).
 SINKS = (
     stand_in.take(),
     stand_in.take(),
     stand_in.refuse(),
     stand_in.reset_at(100),
-    stand_in.close_at(3000),
-    stand_in.half_close_early(500),
     stand_in.reset_at_end(),
 )
 
@@ -174,7 +178,8 @@ def test_after_the_faults_one_clean_run_leaves_nothing_undelivered(
     assert run(site.config) == op.Exit.OK, codes
     assert {str(id_) for id_ in logstash.taken_ids()} == ids, codes
     assert set(codes) <= {0, 3, 4, 5}
-    # Asked for by our own lies: AF20022 of what is enabled, AF20031 of a good page.
+    # Asked for by our own lies: AF20022 of what is enabled, AF20031 of a good page, a
+    # next page that was never issued. The scenarios hold these rules.
     broken = [v for v in office.journal.violations if not v.startswith(OUR_LIES)]
     assert broken == []
     assert office.trap.requests == []
