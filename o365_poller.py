@@ -43,6 +43,7 @@ import fcntl
 import functools
 import gc
 import hashlib
+import io
 import itertools
 import json
 import logging
@@ -156,6 +157,7 @@ MISSING_IS_LOST_AFTER = timedelta(hours=24)
 # Our own bounds (contract): the ledger outlives the retention by a day.
 LEDGER_KEPT = timedelta(days=8)
 CLOCKS_AGREE = timedelta(seconds=60)
+CLOCK_IS_ABSURD = timedelta(days=366)
 TRIES = 5
 PAUSE_FIRST, PAUSE_LONGEST, PAUSES_IN_ALL = 1.0, 15.0, 45.0
 ANSWER_TIMEOUTS = 10
@@ -344,7 +346,7 @@ class Secret:
 
 def blacked_out(text: str) -> str:
     """The text with no known secret in it."""
-    for secret in Secret.known:
+    for secret in tuple(Secret.known):
         text = text.replace(secret, "***")
     return text
 
@@ -585,6 +587,14 @@ def read_ini(file: Path, complaints: list[str]) -> dict[str, dict[str, str]] | N
             return {name: dict(parser[name]) for name in parser.sections()}
 
 
+def expanded(text: str) -> Path:
+    """A path with ~ expanded, if it can be."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # a ~user that this machine does not know
+        return Path(text)
+
+
 class Reader:
     """Takes values out of the file and the environment, and collects complaints."""
 
@@ -726,11 +736,7 @@ class Reader:
 
     def resolve(self, text: str) -> Path:
         """Where a path of the configuration points to."""
-        try:
-            path = Path(text).expanduser()
-        except RuntimeError:  # a ~user that this machine does not know
-            path = Path(text)
-        return self.file.absolute().parent / path
+        return self.file.absolute().parent / expanded(text)
 
     def readable(self, section: str, key: str) -> bytes | None:
         """The bytes of the file that a key names; None, with a complaint if not."""
@@ -2054,10 +2060,21 @@ class State:
 
     def give_up(self, job: Slice, changes: Changes, now: datetime) -> Slice:
         """Record what could be had of a slice that stays open."""
-        if job.id or changes.delivered:
+        if job.id or changes.delivered or self.open_end(job) is None:
             return self.confirm(job, changes, now)
         self.settle(job.content_type, changes, now)
         return job
+
+    def open_end(self, job: Slice) -> datetime | None:
+        """Where the first slice ends that broke off within this one's window."""
+        end = self._one(
+            "SELECT min(end) FROM slice WHERE content_type = ? AND NOT given_up "
+            "AND end > ? AND end <= ?",
+            job.content_type,
+            seconds(job.window.start),
+            seconds(job.window.end),
+        )
+        return None if end is None else moment(end)
 
     def _begin(self, job: Slice, *, given_up: bool) -> Slice:
         start, end = seconds(job.window.start), seconds(job.window.end)
@@ -2426,6 +2443,12 @@ def state_lock(path: Path) -> Iterator[None]:
                 "it delivers what there is",
                 "nothing to do, unless this repeats for hours: then look at that run",
             ) from None
+        except OSError as error:
+            raise StateError(
+                f"lock file {file}: {error.strerror}",
+                "nothing was asked or sent",
+                "put state_file on a local file system",
+            ) from None
         yield
     finally:
         os.close(descriptor)
@@ -2642,6 +2665,9 @@ def clean_reason(error: BaseException) -> str:
             break
     if isinstance(cause, OSError) and cause.strerror:
         return plain(f"{cause.strerror}")
+    if type(cause).__name__ in ("LocationParseError", "InvalidProxyURL", "InvalidURL"):
+        # Its words quote the address, and with it the password.
+        return "an address cannot be read; if it is HTTPS_PROXY, escape / # @ in it"
     words = [str(arg) for arg in cause.args if isinstance(arg, str)]
     text = re.sub(r"<[^>]*>:? ?", "", words[-1] if words else "")
     text = re.sub(r"HTTPS?Connection\(host='([^']*)', port=(\d+)\)", r"\1:\2", text)
@@ -2651,7 +2677,7 @@ def clean_reason(error: BaseException) -> str:
 def read_pieces(response: requests.Response) -> Iterator[bytes]:
     """A body as it came over the wire, in pieces; one piece where that is small."""
     length = response.headers.get("Content-Length", "")
-    if length.isdigit() and int(length) <= CHUNK:
+    if re.fullmatch(r"[0-9]{1,9}", length) and int(length) <= CHUNK:
         yield response.raw.read(decode_content=False)
         return
     while piece := response.raw.read(CHUNK // 8, decode_content=False):
@@ -3037,7 +3063,7 @@ class MsalHttp:
         if 200 <= response.status_code < 300:
             try:
                 json.loads(self.last.body)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise BrokenAnswerError("the sign-in answer is not JSON") from None
         return response
 
@@ -3115,7 +3141,7 @@ class TokenSource:
             )
         try:
             told = json.loads(last.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             told = None
         return token_error(TokenAnswer.read(last.status, told))
 
@@ -3157,7 +3183,7 @@ def read_claims(token: Secret) -> dict[str, Any]:
     try:
         part = token.reveal().split(".")[1]
         claims = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-    except (IndexError, ValueError, binascii.Error):
+    except (IndexError, ValueError, RecursionError, binascii.Error):
         return {}
     return claims if isinstance(claims, dict) else {}
 
@@ -3609,18 +3635,19 @@ class SeenIds:
     def add(self, blobs: Iterable[Blob]) -> tuple[list[Blob], bool]:
         """The blobs met for the first time, and whether the round met any new one."""
         fresh, progress = [], False
-        for blob in blobs:
-            key = fingerprint(blob.id)
-            row = self._connection.execute(
-                "SELECT round FROM seen WHERE id = ?", (key,)
-            ).fetchone()
-            if row is None:
-                fresh.append(blob)
-            if row is None or row[0] < self._round:
-                progress = True
-                self._connection.execute(
-                    "INSERT OR REPLACE INTO seen VALUES (?, ?)", (key, self._round)
-                )
+        with state_errors(Path("(temporary, of contentIds)")):
+            for blob in blobs:
+                key = fingerprint(blob.id)
+                row = self._connection.execute(
+                    "SELECT round FROM seen WHERE id = ?", (key,)
+                ).fetchone()
+                if row is None:
+                    fresh.append(blob)
+                if row is None or row[0] < self._round:
+                    progress = True
+                    self._connection.execute(
+                        "INSERT OR REPLACE INTO seen VALUES (?, ?)", (key, self._round)
+                    )
         return fresh, progress
 
 
@@ -3795,15 +3822,11 @@ class ActivityApi:
             tries=tries,
             retried=BLOB_RETRIED,
         )
-        try:
-            return self._http.ask(
-                call, lambda r: self._take_blob(blob, r, room), self._bearer, stop
-            )
-        except AnswerError as error:
-            if error.judgement.verdict in (Verdict.UNAUTHORIZED, Verdict.FORBIDDEN):
-                permission = permission_for(blob.content_type)
-                raise refusal(call.what, permission, error.judgement) from None
-            raise
+        # The listing was just given for this token: a blob that is refused to it is
+        # that blob's trouble, or, twenty in a row, the service's.
+        return self._http.ask(
+            call, lambda r: self._take_blob(blob, r, room), self._bearer, stop
+        )
 
     def _take_blob(
         self, blob: Blob, response: requests.Response, room: Room
@@ -4018,6 +4041,8 @@ class Downloads:
                 handed = True
             except AbandonedError:
                 return
+            except UnreachedError as error:
+                result = error
             except (SourceError, AnswerError, TooLargeError) as error:
                 result = failed(blob, error)
             except PollerError as error:
@@ -4030,11 +4055,20 @@ class Downloads:
             self._results.put(result)
 
 
+# What is said of the asking rather than of the blob asked for.
+BLOBS_OUTAGE = (
+    Verdict.FAILED,
+    Verdict.UNAUTHORIZED,
+    Verdict.FORBIDDEN,
+    Verdict.UNTRUSTED,
+)
+
+
 def failed(blob: Blob, error: Exception) -> Failed:
     """What an error says of a blob."""
     if isinstance(error, AnswerError):
         verdict, reason = error.judgement.verdict, error.judgement.reason
-        return Failed(blob, verdict, reason, outage=verdict is Verdict.FAILED)
+        return Failed(blob, verdict, reason, outage=verdict in BLOBS_OUTAGE)
     if isinstance(error, TooLargeError):
         reason = f"more than {BLOB_BYTES // MEGABYTE} MB unpacked"
         return Failed(blob, Verdict.FAILED, reason)
@@ -4652,6 +4686,13 @@ class Run:
     def agree_on_now(self) -> None:
         """Take now from the earlier of this machine's clock and the API's."""
         ours, theirs = self.ports.clock(), self.ports.api.date()
+        if theirs and abs(ours - theirs) > CLOCK_IS_ABSURD:
+            raise SourceError(
+                f"the API's clock says {api_time(theirs)} UTC, this machine's "
+                f"{api_time(ours)} UTC",
+                "nothing was asked, and nothing in the state has moved",
+                "set the clock (NTP), or see who answers in Microsoft's place",
+            )
         self.now = whole_second(min(ours, theirs or ours))
         self.oldest = earliest(whole_second(theirs or ours))
         if theirs and abs(ours - theirs) > CLOCKS_AGREE:
@@ -4685,8 +4726,12 @@ class Run:
                 watermark = earliest(now)
             start = poll_start(watermark, now, self.poll.window, self.poll.overlap)
         jobs = list(self.reopen(content_type, tally))
-        parts = self.parts(Window(start, now))
-        return jobs + [Slice(content_type, part) for part in parts]
+        # What broke off at the watermark is asked by itself, lest it grow with time
+        # until 23 hours are held back by one bad page.
+        cut = state.open_end(Slice(content_type, Window(start, now))) or now
+        for window in (Window(start, cut), Window(cut, now)):
+            jobs += [Slice(content_type, part) for part in self.parts(window)]
+        return jobs
 
     def parts(self, window: Window) -> Iterator[Window]:
         """The slices of a window; apart from them what only our clock calls listable.
@@ -4772,7 +4817,7 @@ class Run:
             # In an outage the one sentence about it says more than twenty about blobs.
             named = 0 if isinstance(error, OutageError) else NAMED_MOST
             self.account(batch.changes, tally, named)
-            if isinstance(error, TokenError):
+            if isinstance(error, TokenError | UnreachedError):
                 raise error
             self.note(error, tally)
             if isinstance(error, RefusedError):
@@ -4831,7 +4876,7 @@ class Run:
             batch, error = self.ship(self.downloads(1), blobs, tally, record, waiting)
             record(batch.changes)
             self.account(batch.changes, tally)
-            if isinstance(error, TokenError):
+            if isinstance(error, TokenError | UnreachedError):
                 raise error
             if error:
                 self.note(error, tally)
@@ -4885,7 +4930,8 @@ class Run:
                         if failures >= OUTAGE_FAILURES:
                             raise outage(tally.content_type, result)
                     if batch.is_full() or (batch.bytes and downloads.starved()):
-                        self.ports.sink.deliver(batch.pieces)
+                        if batch.pieces:
+                            self.ports.sink.deliver(batch.pieces)
                         record(batch.changes)
                         downloads.budget.free(batch.bytes)
                         self.account(batch.changes, tally)
@@ -4911,11 +4957,19 @@ class Run:
                 blob,
                 exc_info=failure.defect,
             )
+        gone = failure.verdict in (Verdict.GONE, Verdict.MISSING)
+        if gone and failure.blob.id not in waiting and self.was_delivered(failure.blob):
+            return  # the overlap asked for it once more, and it is gone by now
         what = fate(failure, waiting.get(failure.blob.id), self.now)
         if isinstance(what, Lost):
             batch.changes.lost.append(what)
         else:
             batch.changes.pending.append(what)
+
+    def was_delivered(self, blob: Blob) -> bool:
+        """Whether the ledger has a blob."""
+        known = self.ports.state.known(blob.content_type, Purpose.RECONCILE)
+        return known(blob)
 
     def account(self, changes: Changes, tally: Tally, named: int = NAMED_MOST) -> None:
         """Count what was recorded, and say what a person should know.
@@ -6467,7 +6521,7 @@ def read_order(
     if complaints:
         raise ConfigError(complaints)
     return Order(
-        config=Path(named).expanduser() if named else default,
+        config=expanded(named) if named else default,
         config_named=bool(named),
         window=window,
         content_types=tuple(dict.fromkeys(types)),
@@ -6550,8 +6604,8 @@ def open_state(
     except UnreadableStateError as error:
         if locked:
             return set_aside(path, azure, content_types, now, str(error))
-        with state_lock(path):
-            return set_aside(path, azure, content_types, now, str(error))
+        with state_lock(path):  # a poll may have put it aside by now
+            return open_state(settings, content_types, now, locked=True)
 
 
 def carry_out(order: Order, settings: Settings, environ: Mapping[str, str]) -> Exit:
@@ -6566,13 +6620,18 @@ def carry_out(order: Order, settings: Settings, environ: Mapping[str, str]) -> E
     polls = order.polls
     path = settings.poll.state_file
     with state_lock(path) if polls else contextlib.nullcontext():
-        state = open_state(settings, content_types, now, locked=polls)
+        # All that is configured, lest a state that is begun anew forgets some of it.
+        every = tuple(dict.fromkeys((*content_types, *settings.poll.content_types)))
+        state = open_state(settings, every, now, locked=polls)
         try:
             return run_with(order, settings, environ, state, content_types)
         except UnreadableStateError as error:
             state.close()
-            with contextlib.nullcontext() if polls else state_lock(path):
-                set_aside(path, settings.azure, content_types, now, str(error)).close()
+            if polls:
+                set_aside(path, settings.azure, every, now, str(error)).close()
+            else:
+                with state_lock(path):  # a poll may have put it aside by now
+                    open_state(settings, every, now, locked=True).close()
             return Exit.INCOMPLETE
         finally:
             state.close()
@@ -6586,7 +6645,7 @@ def run_with(
     content_types: Sequence[str],
 ) -> Exit:
     """Run with everything in place; say the totals, whatever happened."""
-    began, started = time.monotonic(), datetime.now(UTC)
+    started = datetime.now(UTC)
     names = open_names(settings, environ)
     sink: Sink = StdoutSink() if order.stdout else LogstashSink(settings.logstash)
     ports = Ports(
@@ -6607,7 +6666,6 @@ def run_with(
     finally:
         for tally in run.tallies.values():
             log.info("%s", tally)
-        log.info("end: exit %d, %.1f s", run.exit, time.monotonic() - began)
     if names:
         finish_names(names, ports)
     if not order.stdout:
@@ -6616,7 +6674,12 @@ def run_with(
         send_alerts(settings, run)
     if not order.reconcile:
         return run.exit
-    return worst([run.exit, report(settings, content_types, order.window, run.now)])
+    try:
+        shown = report(settings, content_types, order.window, run.now)
+    except PollerError as error:  # nobody reads it, say: the run's own code counts too
+        run.note(error)
+        shown = error.exit
+    return worst([run.exit, shown])
 
 
 def do_run(order: Order, run: Run, content_types: Sequence[str]) -> None:
@@ -6697,6 +6760,12 @@ def end_anyway(signals: socket.socket) -> None:
     os._exit(128 + signum[0])
 
 
+def ignore_signals() -> None:
+    """The end is near already: a signal that comes now would only spoil it."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+
+
 def stop_on_signals() -> None:
     """Have SIGINT and SIGTERM end the run in good order; a second one is ignored."""
     ours, pythons = socket.socketpair()
@@ -6706,8 +6775,7 @@ def stop_on_signals() -> None:
 
     def stop(signum: int, frame: object) -> None:
         del frame
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)
+        ignore_signals()
         raise Stopped(signum)
 
     for each in (signal.SIGINT, signal.SIGTERM):
@@ -6721,12 +6789,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(version_text())  # noqa: T201 -- what was asked for
         return Exit.OK
     os.umask(0o077)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    began = time.monotonic()
     console = set_up_console(arguments.verbose, live=not arguments.stdout)
     try:
         stop_on_signals()
-        return follow(arguments, console)
+        code = follow(arguments, console)
     except (Exception, Stopped) as error:  # noqa: BLE001 -- the one place
-        return say_end(error)
+        ignore_signals()
+        code = say_end(error)
+    ignore_signals()
+    log.info("end: exit %d, %.1f s", code, time.monotonic() - began)
+    return code
 
 
 def follow(arguments: argparse.Namespace, console: ConsoleFilter) -> Exit:
