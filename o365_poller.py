@@ -2060,21 +2060,10 @@ class State:
 
     def give_up(self, job: Slice, changes: Changes, now: datetime) -> Slice:
         """Record what could be had of a slice that stays open."""
-        if job.id or changes.delivered or self.open_end(job) is None:
+        if job.id or changes.delivered:
             return self.confirm(job, changes, now)
         self.settle(job.content_type, changes, now)
         return job
-
-    def open_end(self, job: Slice) -> datetime | None:
-        """Where the first slice ends that broke off within this one's window."""
-        end = self._one(
-            "SELECT min(end) FROM slice WHERE content_type = ? AND NOT given_up "
-            "AND end > ? AND end <= ?",
-            job.content_type,
-            seconds(job.window.start),
-            seconds(job.window.end),
-        )
-        return None if end is None else moment(end)
 
     def _begin(self, job: Slice, *, given_up: bool) -> Slice:
         start, end = seconds(job.window.start), seconds(job.window.end)
@@ -4726,12 +4715,8 @@ class Run:
                 watermark = earliest(now)
             start = poll_start(watermark, now, self.poll.window, self.poll.overlap)
         jobs = list(self.reopen(content_type, tally))
-        # What broke off at the watermark is asked by itself, lest it grow with time
-        # until 23 hours are held back by one bad page.
-        cut = state.open_end(Slice(content_type, Window(start, now))) or now
-        for window in (Window(start, cut), Window(cut, now)):
-            jobs += [Slice(content_type, part) for part in self.parts(window)]
-        return jobs
+        parts = self.parts(Window(start, now))
+        return jobs + [Slice(content_type, part) for part in parts]
 
     def parts(self, window: Window) -> Iterator[Window]:
         """The slices of a window; apart from them what only our clock calls listable.
@@ -6672,13 +6657,20 @@ def run_with(
         if order.polls and settings.logstash.run_events:
             send_run_event(run, content_types, started, datetime.now(UTC))
         send_alerts(settings, run)
+    return end_with_report(order, run, settings, content_types)
+
+
+def end_with_report(
+    order: Order, run: Run, settings: Settings, content_types: Sequence[str]
+) -> Exit:
+    """The run's code; after --reconcile with the report, whose code counts too."""
     if not order.reconcile:
         return run.exit
     try:
         shown = report(settings, content_types, order.window, run.now)
     except PollerError as error:  # nobody reads it, say: the run's own code counts too
         run.note(error)
-        shown = error.exit
+        return run.exit
     return worst([run.exit, shown])
 
 

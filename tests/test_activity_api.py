@@ -353,10 +353,12 @@ def test_a_pending_blob_gets_one_try() -> None:
     assert len(adapter.asked) == 1
 
 
-def test_a_blob_that_lacks_a_permission_is_refused() -> None:
-    api, _ = make_api(af("AF10001", 401))
-    with pytest.raises(RefusedError, match=r"permission ActivityFeed.Read "):
+def test_a_blob_that_is_refused_is_that_blobs_trouble() -> None:
+    api, adapter = make_api(af("AF10001", 401))
+    with pytest.raises(AnswerError) as caught:
         fetch(api)
+    assert caught.value.judgement.verdict is Verdict.FORBIDDEN
+    assert len(adapter.asked) == 1
 
 
 def test_a_blob_over_the_bound_is_too_large_and_not_asked_again(

@@ -152,9 +152,6 @@ def test_a_span_polled_by_a_clock_that_ran_ahead_is_polled_again(site: Site) -> 
     assert "between" in site.taken
 
 
-@pytest.mark.xfail(
-    strict=True, reason="open: such a blob ends every run, until it is a week old"
-)
 def test_one_blob_that_answers_401_does_not_stop_the_others(site: Site) -> None:
     """The listing has just been given for the same token."""
     site.publish("denied", "denied", seconds=40)

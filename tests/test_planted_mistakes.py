@@ -66,8 +66,8 @@ MISTAKES = (
     ),
     Mistake(
         "second blob of the same timestamp skipped",
-        "            key = fingerprint(blob.id)\n            row = ",
-        "            key = fingerprint(str(blob.created))\n            row = ",
+        "                key = fingerprint(blob.id)\n                row = ",
+        "                key = fingerprint(str(blob.created))\n                row = ",
         "behind the watermark|never came",
     ),
     Mistake(
