@@ -203,9 +203,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(name)
         servers = Servers(folder)
         imports = [sys.executable, "-c", IMPORTS]
-        base = repeat(given.runs + 2, lambda: cost_of(imports))
         servers.ask("clear")
-        idle = repeat(given.runs + 2, servers.poll)
+        # In turns: the machine's mood is the same for both.
+        pairs = [(cost_of(imports), servers.poll()) for _ in range(given.runs + 2)]
+        base, idle = (median(each) for each in zip(*pairs, strict=True))
         asked = servers.ask("count")[1] / (given.runs + 2)
         print(
             f"one run of all figures, {time.strftime('%Y-%m-%d')}, "
