@@ -621,3 +621,10 @@ def test_what_left_the_ledgers_eight_days_is_forgotten(site: Site) -> None:
     site.office.activity.blobs.clear()
     assert_quiet(site.run())
     assert rows(site, "SELECT * FROM delivered") == []
+
+
+def test_a_delivered_blob_that_the_overlap_finds_gone_is_no_loss(site: Site) -> None:
+    publish(site, 1)
+    assert_quiet(site.run())
+    site.office.fail("blob", faults.af("AF20051"))
+    assert_quiet(site.run())
