@@ -73,7 +73,6 @@ from typing import (
     TYPE_CHECKING,
     Any,
     ClassVar,
-    Generic,
     NamedTuple,
     Protocol,
     TextIO,
@@ -82,7 +81,8 @@ from typing import (
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 if TYPE_CHECKING:
-    import requests
+    from urllib3 import BaseHTTPResponse
+    from urllib3.connectionpool import HTTPConnectionPool
 
 if __name__ == "__main__":
     # Nothing that start-up makes is garbage: looking for it costs an idle poll a tenth.
@@ -1526,6 +1526,7 @@ def next_page_header(headers: Mapping[str, str]) -> str:
 Decorate = Callable[[Mapping[str, Any], str], str]
 
 SPACES = re.compile(r"[ \t\n\r]*")
+COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*(?=\{)")  # with another event behind it
 # The closing quote may not be there yet: a bracket behind it is text all the same.
 STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 # Numbers are not looked at; kept as text they cost less, and no number is too long
@@ -1588,7 +1589,7 @@ class EventSlicer:
                 return found, position
             mark = text[position]
             if mark == "{" and self._place in ("first", "element"):
-                end = self._event(text, position, found, last=last)
+                end = self._events(text, position, found, last=last)
                 if end < 0:
                     return found, position
                 position, self._place = end, "comma"
@@ -1602,21 +1603,32 @@ class EventSlicer:
             self._place = step
             position += 1
 
-    def _event(self, text: str, start: int, found: list[str], *, last: bool) -> int:
-        """The end of the event at start, its text added to found; -1 if it is cut."""
-        try:
-            event, end = DECODER.raw_decode(text, start)
-        except ValueError as error:
-            if last:
-                raise BrokenAnswerError(f"the blob's JSON is broken: {error}") from None
-            return -1
-        except RecursionError:  # nested deeper than the decoder goes
-            event, end = {}, end_by_brackets(text, start)
-            if end < 0:
-                return -1
-        piece = text[start:end]
-        found.append(self._decorate(event, piece) if self._decorate else piece)
-        return end
+    def _events(self, text: str, start: int, found: list[str], *, last: bool) -> int:
+        """The end of the events in a row from start, their texts added to found.
+
+        -1 if the first of them is cut.
+        """
+        end = -1
+        while True:
+            try:
+                event, end = DECODER.raw_decode(text, start)
+            except ValueError as error:
+                if last:
+                    raise BrokenAnswerError(
+                        f"the blob's JSON is broken: {error}"
+                    ) from None
+                return end
+            except RecursionError:  # nested deeper than the decoder goes
+                deep = end_by_brackets(text, start)
+                if deep < 0:
+                    return end
+                event, end = {}, deep
+            piece = text[start:end]
+            found.append(self._decorate(event, piece) if self._decorate else piece)
+            comma = COMMA.match(text, end)
+            if not comma:
+                return end
+            start = comma.end()
 
 
 STEPS = {
@@ -2309,6 +2321,8 @@ class State:
             ]
 
         def is_known(blob: Blob) -> bool:
+            if not asked:
+                return False
             values = lookup_values(content_type, blob)
             with self._lock, state_errors(self.path):
                 return any(
@@ -2479,12 +2493,6 @@ def set_aside(
 T = TypeVar("T")
 
 
-class Taken(NamedTuple, Generic[T]):
-    """What was made of a good answer."""
-
-    value: T
-
-
 class AnswerClock(threading.local):
     """How long the answer that this thread waits for may still take.
 
@@ -2555,28 +2563,35 @@ def load_requests() -> None:
             sys.modules.pop(name, None)
 
 
-def make_adapter(
+def make_pools(
     context: ssl.SSLContext, connections: int
-) -> requests.adapters.HTTPAdapter:
-    """A requests adapter that trusts what the context trusts, and nothing else.
+) -> Callable[[str], HTTPConnectionPool]:
+    """Gives the connections to a URL's host, by way of the environment's proxy, if any.
 
-    As it comes, requests reads the CA file again for each connection, and the
-    environment for each request; here both were read once.
+    requests finds the proxy and knows its password; the asking is urllib3's own, for
+    requests reads the CA file for each connection and the environment for each request.
     """
     from requests.adapters import HTTPAdapter
+    from requests.utils import get_environ_proxies, select_proxy
+    from urllib3 import PoolManager
 
-    class Adapter(HTTPAdapter):
-        def init_poolmanager(self, *args: Any, **named: Any) -> None:
-            super().init_poolmanager(*args, ssl_context=context, **named)
+    adapter = HTTPAdapter(pool_maxsize=connections)
+    direct = PoolManager(maxsize=connections, ssl_context=context)
+    pools: dict[str, HTTPConnectionPool] = {}
 
-        def proxy_manager_for(self, proxy: str, **named: Any) -> Any:
-            return super().proxy_manager_for(proxy, ssl_context=context, **named)
+    def pool_for(url: str) -> HTTPConnectionPool:
+        host = urlsplit(url).netloc
+        if host not in pools:
+            proxy = select_proxy(url, get_environ_proxies(url, no_proxy=None))
+            manager = direct
+            if proxy:
+                if "://" not in proxy:
+                    proxy = f"http://{proxy}"
+                manager = adapter.proxy_manager_for(proxy, ssl_context=context)
+            pools[host] = manager.connection_from_url(url)
+        return pools[host]
 
-        def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-            """The context verifies; verify=False cannot switch it off."""
-            del conn, url, verify, cert
-
-    return Adapter(pool_maxsize=connections)
+    return pool_for
 
 
 def backoff(failures: int, retry_after: float | None, chance: float) -> float:
@@ -2614,16 +2629,16 @@ class Call(NamedTuple):
     headers: Mapping[str, str] = MappingProxyType({})
     body: str | None = None
     tries: int = TRIES
-    takes_any: bool = False  # hand over every final answer, not the good ones alone
     retried: frozenset[Verdict] = frozenset({Verdict.RETRY, Verdict.THROTTLED})
 
 
 class AnswerError(Exception):
-    """An answer that says no: final, and the caller knows what it means here."""
+    """An answer that says no, or none; the caller knows what it means here."""
 
-    def __init__(self, judgement: Judgement) -> None:
+    def __init__(self, judgement: Judgement, answer: Answer | None = None) -> None:
         super().__init__(judgement.reason)
         self.judgement = judgement
+        self.answer = answer
 
 
 class AbandonedError(Exception):
@@ -2663,17 +2678,17 @@ def clean_reason(error: BaseException) -> str:
     return plain(text or type(cause).__name__)
 
 
-def read_pieces(response: requests.Response) -> Iterator[bytes]:
+def read_pieces(response: BaseHTTPResponse) -> Iterator[bytes]:
     """A body as it came over the wire, in pieces; one piece where that is small."""
     length = response.headers.get("Content-Length", "")
     if re.fullmatch(r"[0-9]{1,9}", length) and int(length) <= CHUNK:
-        yield response.raw.read(decode_content=False)
+        yield response.read(decode_content=False)
         return
-    while piece := response.raw.read(CHUNK // 8, decode_content=False):
+    while piece := response.read(CHUNK // 8, decode_content=False):
         yield piece
 
 
-def read_answer(response: requests.Response, most: int = LISTING_BYTES) -> Answer:
+def read_answer(response: BaseHTTPResponse, most: int = LISTING_BYTES) -> Answer:
     """An answer, whole and unpacked. Raises BrokenAnswerError if it has no end."""
     headers = {name.lower(): value for name, value in response.headers.items()}
     body = bytearray()
@@ -2683,13 +2698,16 @@ def read_answer(response: requests.Response, most: int = LISTING_BYTES) -> Answe
         body += chunk
         if len(body) > most:
             raise BrokenAnswerError(f"an answer of more than {most >> 20} MB")
-    return Answer(response.status_code, headers, bytes(body))
+    return Answer(response.status, headers, bytes(body))
 
 
-def with_body(response: requests.Response, answer: Answer) -> requests.Response:
-    """The response with its body read already."""
-    response._content = answer.body  # noqa: SLF001 -- requests has no public way
-    return response
+@functools.lru_cache(8)  # it changes once a second
+def read_date(text: str) -> datetime | None:
+    """A Date header's moment; None where it tells none."""
+    try:
+        return as_utc(parsedate_to_datetime(text))
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
 
 
 class Http:
@@ -2697,34 +2715,26 @@ class Http:
 
     def __init__(
         self,
-        adapter: requests.adapters.HTTPAdapter,
+        pool_for: Callable[[str], HTTPConnectionPool],
         timeout_seconds: float,
-        proxies: Callable[[str], Mapping[str, str]],
     ) -> None:
-        import http.client
+        from http.client import HTTPException
 
-        import requests
+        from urllib3 import Retry
         from urllib3.exceptions import HTTPError
 
-        self._adapter = adapter
+        self._pool_for = pool_for
         self._timeout = timeout_seconds
-        self._find_proxies = proxies
-        self._proxies: dict[str, dict[str, str]] = {}
         self._throttle = Throttle()
-        self._request = requests.PreparedRequest
-        self._headers = requests.structures.CaseInsensitiveDict[str]
-        self._faults = (
-            requests.RequestException,
-            HTTPError,
-            http.client.HTTPException,
-            OSError,
-        )
+        # One try, and every answer as it is: a redirect is never followed.
+        self._once = Retry(total=False, redirect=False)
+        self._faults = (HTTPError, HTTPException, OSError)
         self.dates: dict[str, datetime] = {}  # by host: the newest Date header
 
     def ask(
         self,
         call: Call,
-        take: Callable[[requests.Response], T],
+        take: Callable[[BaseHTTPResponse], T],
         bearer: Bearer | None = None,
         stop: threading.Event | None = None,
     ) -> T:
@@ -2740,17 +2750,18 @@ class Http:
             if stop.is_set():
                 raise AbandonedError
             token = bearer.token() if bearer else None
-            judgement = self._try(call, take, token)
-            if not isinstance(judgement, Judgement):
-                return judgement.value
-            if judgement.verdict is Verdict.UNAUTHORIZED and bearer and token:
-                if renewed:
-                    raise AnswerError(judgement)
-                bearer.renew(token)
-                renewed = True
-                continue
-            if judgement.verdict not in call.retried:
-                raise AnswerError(judgement)
+            try:
+                return self._try(call, take, token)
+            except AnswerError as error:
+                judgement = error.judgement
+                if judgement.verdict is Verdict.UNAUTHORIZED and bearer and token:
+                    if renewed:
+                        raise
+                    bearer.renew(token)
+                    renewed = True
+                    continue
+                if judgement.verdict not in call.retried:
+                    raise
             failures += 1
             chance = random.random()  # noqa: S311 -- jitter
             pause = backoff(failures, judgement.retry_after, chance)
@@ -2764,68 +2775,58 @@ class Http:
                 stop.wait(pause)
 
     def _try(
-        self, call: Call, take: Callable[[requests.Response], T], token: Secret | None
-    ) -> Judgement | Taken[T]:
-        """One try: what take made of the answer, or the verdict on it."""
+        self, call: Call, take: Callable[[BaseHTTPResponse], T], token: Secret | None
+    ) -> T:
+        """One try: what take made of the answer. Raises AnswerError for all others."""
         response = None
         ANSWER_CLOCK.deadline = time.monotonic() + ANSWER_TIMEOUTS * self._timeout
         try:
             response = self._send(call, token)
-            if 200 <= response.status_code < 300:
-                return Taken(take(response))
+            date = self._note_date(call.url, response)
+            if 200 <= response.status < 300:
+                return take(response)
             answer = read_answer(response, MEGABYTE)
-            judgement = judge(answer, self._note_date(call.url, response))
-            if call.takes_any and judgement.verdict not in (
-                Verdict.RETRY,
-                Verdict.THROTTLED,
-            ):
-                return Taken(take(with_body(response, answer)))
-            return judgement
+            raise AnswerError(judge(answer, date), answer)
         except BrokenAnswerError as error:
-            return Judgement(Verdict.RETRY, str(error))
+            raise AnswerError(Judgement(Verdict.RETRY, str(error))) from None
         except self._faults as error:
-            reason = clean_reason(error)
+            verdict, reason = Verdict.RETRY, clean_reason(error)
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                return Judgement(
-                    Verdict.UNTRUSTED, f"certificate not trusted: {reason}"
-                )
-            return Judgement(Verdict.RETRY, reason)
+                verdict = Verdict.UNTRUSTED
+                reason = f"certificate not trusted: {reason}"
+            raise AnswerError(Judgement(verdict, reason)) from None
         finally:
             ANSWER_CLOCK.deadline = float("inf")
-            if response is not None and not response.raw.isclosed():
+            if response is not None and not response.closed:
                 response.close()
+                response.release_conn()
 
-    def _send(self, call: Call, token: Secret | None) -> requests.Response:
+    def _send(self, call: Call, token: Secret | None) -> BaseHTTPResponse:
         """Send a request; redirects are never followed, netrc is never read."""
-        request = self._request()
-        request.method, request.url, request.body = call.method, call.url, call.body
-        request.headers = self._headers(call.headers)
-        request.headers["User-Agent"] = f"o365_poller/{__version__}"
-        request.headers["Accept-Encoding"] = "gzip"
-        if call.method == "POST":  # IIS answers 411 to a POST without a length
-            request.headers["Content-Length"] = str(len(call.body or ""))
+        headers = {
+            **call.headers,
+            "User-Agent": f"o365_poller/{__version__}",
+            "Accept-Encoding": "gzip",
+        }
         if token:
-            request.headers["Authorization"] = f"Bearer {token.reveal()}"
-        response = self._adapter.send(
-            request,
-            stream=True,
+            headers["Authorization"] = f"Bearer {token.reveal()}"
+        parts = urlsplit(call.url)
+        return self._pool_for(call.url).urlopen(
+            call.method,
+            f"{parts.path}?{parts.query}" if parts.query else parts.path or "/",
+            call.body,
+            headers,
+            self._once,
+            redirect=False,
             timeout=self._timeout,
-            proxies=self._proxies_for(call.url),
+            preload_content=False,
+            decode_content=False,
         )
-        self._note_date(call.url, response)
-        return response
 
-    def _proxies_for(self, url: str) -> dict[str, str]:
-        host = urlsplit(url).netloc
-        if host not in self._proxies:
-            self._proxies[host] = dict(self._find_proxies(url))
-        return self._proxies[host]
-
-    def _note_date(self, url: str, response: requests.Response) -> datetime:
+    def _note_date(self, url: str, response: BaseHTTPResponse) -> datetime:
         """Remember the server's clock; gives it, or ours where it told none."""
-        try:
-            date = as_utc(parsedate_to_datetime(response.headers.get("Date", "")))
-        except (ValueError, TypeError, IndexError, OverflowError):
+        date = read_date(response.headers.get("Date", ""))
+        if date is None:
             return datetime.now(UTC)
         self.dates[urlsplit(url).netloc] = date
         return date
@@ -2845,13 +2846,8 @@ def make_http(
     Raises ConfigError if the bundle cannot be read.
     """
     load_requests()
-    from requests.utils import get_environ_proxies
-
     context = tls_context(ca_bundle(settings.azure, environ))
-    adapter = make_adapter(context, settings.poll.workers + 2)
-    return kind(
-        adapter, timeout_seconds, lambda url: get_environ_proxies(url, no_proxy=None)
-    )
+    return kind(make_pools(context, settings.poll.workers + 2), timeout_seconds)
 
 
 def gave_up(call: Call, judgement: Judgement, tries: int) -> Exception:
@@ -2992,6 +2988,29 @@ def token_error(answer: TokenAnswer) -> PollerError:
     return TokenError(f"no access token: {meaning}: {answer.message}", data, fix)
 
 
+class MsalAnswer(NamedTuple):
+    """An answer in the form that msal asks of its HTTP client."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    text: str
+
+    def raise_for_status(self) -> None:
+        """Raise if the answer is a no."""
+        if self.status_code >= 400:
+            raise OSError(f"HTTP {self.status_code}")
+
+
+def read_sign_in(response: BaseHTTPResponse) -> Answer:
+    """An answer of Entra ID's. Raises BrokenAnswerError if it is no JSON."""
+    answer = read_answer(response, MEGABYTE)
+    try:
+        json.loads(answer.body)
+    except (ValueError, RecursionError):
+        raise BrokenAnswerError("the sign-in answer is not JSON") from None
+    return answer
+
+
 class MsalHttp:
     """The HTTP client that msal is handed: ours, so that every rule of ours holds.
 
@@ -3006,7 +3025,7 @@ class MsalHttp:
         self._root = urlsplit(azure.login_root)
         self.last: Answer | None = None
 
-    def get(self, url: str, **named: Any) -> requests.Response:
+    def get(self, url: str, **named: Any) -> MsalAnswer:
         """GET, as msal asks for it."""
         bare = f"{self._root.scheme}://{self._root.netloc}/"
         if self._root.path and not url.startswith(self._azure.login_root + "/"):
@@ -3014,16 +3033,14 @@ class MsalHttp:
             url = url.replace(bare, self._azure.login_root + "/", 1)
         return self._exchange("GET", url, named)
 
-    def post(self, url: str, **named: Any) -> requests.Response:
+    def post(self, url: str, **named: Any) -> MsalAnswer:
         """POST, as msal asks for it: the assertion goes to the configured host only."""
         return self._exchange("POST", url, named)
 
     def close(self) -> None:
         """Nothing to do: the connections are the poller's."""
 
-    def _exchange(
-        self, method: str, url: str, named: Mapping[str, Any]
-    ) -> requests.Response:
+    def _exchange(self, method: str, url: str, named: Mapping[str, Any]) -> MsalAnswer:
         if urlsplit(url)[:2] != self._root[:2]:
             raise TokenError(
                 f"no access token: {self._azure.login_root} sends sign-ins to another "
@@ -3038,23 +3055,18 @@ class MsalHttp:
         headers = {**(named.get("headers") or {})}
         if body:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
-        call = Call(method, url, "sign-in", headers, body, takes_any=True)
+        call = Call(method, url, "sign-in", headers, body)
         try:
-            return self._http.ask(call, self._take)
-        except AnswerError as error:  # all others are handed over as they are
-            raise untrusted("sign-in", error.judgement) from None
-
-    def _take(self, response: requests.Response) -> requests.Response:
-        if 200 <= response.status_code < 300:
-            with_body(response, read_answer(response, MEGABYTE))
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        self.last = Answer(response.status_code, headers, response.content)
-        if 200 <= response.status_code < 300:
-            try:
-                json.loads(self.last.body)
-            except (ValueError, RecursionError):
-                raise BrokenAnswerError("the sign-in answer is not JSON") from None
-        return response
+            self.last = self._http.ask(call, read_sign_in)
+        except AnswerError as error:
+            if error.answer is None:
+                raise untrusted("sign-in", error.judgement) from None
+            self.last = error.answer  # a no is msal's to explain
+        return MsalAnswer(
+            self.last.status,
+            self.last.headers,
+            self.last.body.decode("utf-8-sig", "replace"),
+        )
 
 
 class TokenSource:
@@ -3393,7 +3405,7 @@ class Directory:
         # Not retried: the next run asks again, and an event does not wait for it.
         call = Call("GET", url, "names of applications", retried=frozenset())
 
-        def take(response: requests.Response) -> Mapping[str, Any]:
+        def take(response: BaseHTTPResponse) -> Mapping[str, Any]:
             try:
                 told = json.loads(read_answer(response).body.decode("utf-8-sig"))
             except (ValueError, RecursionError):
@@ -3781,7 +3793,7 @@ class ActivityApi:
     def _page(
         self, url: str, what: str, content_type: str, stop: threading.Event
     ) -> tuple[list[Blob], int, str]:
-        def take(response: requests.Response) -> tuple[list[Blob], int, str]:
+        def take(response: BaseHTTPResponse) -> tuple[list[Blob], int, str]:
             answer = read_answer(response)
             listed = self.date() or datetime.now(UTC)
             blobs, odd = parse_listing(answer.body, content_type, listed)
@@ -3817,9 +3829,7 @@ class ActivityApi:
             call, lambda r: self._take_blob(blob, r, room), self._bearer, stop
         )
 
-    def _take_blob(
-        self, blob: Blob, response: requests.Response, room: Room
-    ) -> Fetched:
+    def _take_blob(self, blob: Blob, response: BaseHTTPResponse, room: Room) -> Fetched:
         room.start_over()
         slicer = EventSlicer(self._decorate)
         decoder = codecs.getincrementaldecoder("utf-8-sig")()
@@ -5487,7 +5497,7 @@ class PatientHttp(Http):
 
     ahead: timedelta | None = None  # how far this machine's clock is ahead of it
 
-    def _note_date(self, url: str, response: requests.Response) -> datetime:
+    def _note_date(self, url: str, response: BaseHTTPResponse) -> datetime:
         date = super()._note_date(url, response)
         if urlsplit(url).netloc in self.dates:
             self.ahead = datetime.now(UTC) - date
@@ -5496,7 +5506,7 @@ class PatientHttp(Http):
     def ask(
         self,
         call: Call,
-        take: Callable[[requests.Response], T],
+        take: Callable[[BaseHTTPResponse], T],
         bearer: Bearer | None = None,
         stop: threading.Event | None = None,
     ) -> T:
@@ -5523,7 +5533,7 @@ class LookingApi(ActivityApi):
         """
         call = Call("GET", self.feed.operation("list"), "list of subscriptions")
 
-        def take(response: requests.Response) -> dict[str, str]:
+        def take(response: BaseHTTPResponse) -> dict[str, str]:
             body = read_answer(response).body
             enabled = parse_subscriptions(body)
             rows = json.loads(body.decode("utf-8-sig"))

@@ -116,11 +116,10 @@ TROUBLES = st.one_of(
 
 
 class Response:
-    """As much of requests' response as the code asks for."""
+    """As much of urllib3's response as the code asks for."""
 
     def __init__(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
-        self.status_code, self.headers = status, dict(headers)
-        self.raw = self
+        self.status, self.headers = status, dict(headers)
         self._body = body
 
     def read(self, amount: int | None = None, decode_content: bool = False) -> bytes:
@@ -187,12 +186,12 @@ class World:
         response = self._answer(parts.path, query)
         if not self.trouble.no_date:
             self.dates[parts.netloc] = self.now
-        if 200 <= response.status_code < 300:
+        if 200 <= response.status < 300:
             try:
                 return take(response)
             except self.op.BrokenAnswerError as error:
                 raise self._source_error(str(error)) from None
-        answer = self.op.Answer(response.status_code, {}, response.read())
+        answer = self.op.Answer(response.status, {}, response.read())
         raise self.op.AnswerError(self.op.judge(answer, self.now))
 
     def _source_error(self, what: str) -> Exception:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from making import NOW, TENANT, TYPE, WORLD, make_answer, make_blob
-from test_http import Adapter, make_response
+from test_http import Pool, make_response
 
 from o365_poller import (
     BLOB_BYTES,
@@ -71,11 +71,11 @@ class Room:
 
 def make_api(
     *answers: Any, decorate: Callable[[Mapping[str, Any], str], str] | None = None
-) -> tuple[ActivityApi, Adapter]:
-    adapter = Adapter(*answers)
-    http = Http(adapter, 5, lambda _: {})  # type: ignore[arg-type]
+) -> tuple[ActivityApi, Pool]:
+    pool = Pool(*answers)
+    http = Http(lambda _: pool, 5)  # type: ignore[arg-type, return-value]
     feed = Feed(WORLD.api_root, TENANT, TENANT)
-    return ActivityApi(feed, http, OneToken(), decorate), adapter
+    return ActivityApi(feed, http, OneToken(), decorate), pool
 
 
 def af(code: str, status: int = 400) -> Any:
@@ -133,14 +133,13 @@ def test_auditing_that_is_off_is_told_in_plain_words() -> None:
 
 def test_the_subscriptions_are_listed() -> None:
     body = json.dumps([{"contentType": TYPE, "status": "enabled"}]).encode()
-    api, adapter = make_api(make_response(200, body))
+    api, pool = make_api(make_response(200, body))
     assert api.subscriptions() == {TYPE.lower()}
-    url = adapter.asked[0][0].url
-    assert url == (
-        f"{WORLD.api_root}/api/v1.0/{TENANT}/activity/feed/subscriptions/list"
+    assert pool.asked[0].target == (
+        f"/api/v1.0/{TENANT}/activity/feed/subscriptions/list"
         f"?PublisherIdentifier={TENANT}"
     )
-    assert adapter.asked[0][0].headers["Authorization"] == "Bearer the-token"
+    assert pool.asked[0].headers["Authorization"] == "Bearer the-token"
 
 
 def test_a_refused_list_of_subscriptions_is_an_error() -> None:
@@ -160,9 +159,9 @@ def test_a_refused_list_of_subscriptions_is_an_error() -> None:
     ids=["started", "already", "403", "429"],
 )  # fmt: skip
 def test_a_subscription_is_started(answer: Any, told: str) -> None:
-    api, adapter = make_api(answer)
+    api, pool = make_api(answer)
     assert api.start("DLP.All") == told
-    assert adapter.asked[0][0].method == "POST"
+    assert pool.asked[0].method == "POST"
 
 
 def test_a_start_that_is_refused_names_the_permission_of_its_type() -> None:
@@ -175,11 +174,13 @@ def test_a_start_that_is_refused_names_the_permission_of_its_type() -> None:
 
 
 def test_a_listing_follows_its_pages_and_names_each_blob_once() -> None:
-    api, adapter = make_api(
+    api, pool = make_api(
         page("a", "b", following="1"), page("b", "c", following="2"), page("c", "d")
     )
     assert listed(api) == ["a", "b", "c", "d"]
-    assert adapter.asked[1][0].url == f"{NEXT}1&PublisherIdentifier={TENANT}"
+    assert (
+        WORLD.api_root + pool.asked[1].target == f"{NEXT}1&PublisherIdentifier={TENANT}"
+    )
 
 
 def test_an_empty_page_in_the_midst_is_followed() -> None:
@@ -197,25 +198,25 @@ def test_an_empty_page_in_the_midst_is_followed() -> None:
     ids=["same address", "nothing new", "empty for ever"],
 )
 def test_a_circle_of_pages_ends(pages: list[Any]) -> None:
-    api, adapter = make_api(*pages)
+    api, pool = make_api(*pages)
     with pytest.raises(SourceError, match="the pages go in a circle at page"):
         listed(api)
-    assert len(adapter.asked) <= EMPTY_PAGES_MOST + 2
+    assert len(pool.asked) <= EMPTY_PAGES_MOST + 2
 
 
 def test_a_list_without_end_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert PAGES_MOST <= 100_000
     monkeypatch.setattr("o365_poller.PAGES_MOST", 5)
-    api, adapter = make_api(*(page(str(n), following=str(n)) for n in range(9)))
+    api, pool = make_api(*(page(str(n), following=str(n)) for n in range(9)))
     with pytest.raises(SourceError, match="no end after 5 pages"):
         listed(api)
-    assert len(adapter.asked) == 5
+    assert len(pool.asked) == 5
 
 
 def test_a_page_outside_the_feed_is_not_asked_and_said() -> None:
     answer = page("a")
     answer.headers["NextPageUri"] = "https://evil.example.net/x"
-    api, adapter = make_api(answer)
+    api, pool = make_api(answer)
     found: list[Blob] = []
     with pytest.raises(SourceError) as caught:
         found.extend(api.listing(TYPE, WINDOW, threading.Event()))
@@ -224,7 +225,7 @@ def test_a_page_outside_the_feed_is_not_asked_and_said() -> None:
         "page 1 names a next page outside this tenant's feed, which was not asked: "
         in (str(caught.value))
     )
-    assert len(adapter.asked) == 1
+    assert len(pool.asked) == 1
 
 
 def test_a_lost_page_begins_the_listing_again_once() -> None:
@@ -246,16 +247,16 @@ def test_a_page_that_is_lost_again_breaks_the_listing() -> None:
 def test_a_missing_subscription_is_started_and_the_listing_asked_again(
     code: str,
 ) -> None:
-    api, adapter = make_api(af(code), make_response(200, b"{}"), page("a"))
+    api, pool = make_api(af(code), make_response(200, b"{}"), page("a"))
     assert listed(api) == ["a"]
-    assert [asked.method for asked, _ in adapter.asked] == ["GET", "POST", "GET"]
+    assert [asked.method for asked in pool.asked] == ["GET", "POST", "GET"]
 
 
 def test_a_subscription_that_stays_inactive_leaves_the_span_open() -> None:
-    api, adapter = make_api(af("AF20023"), make_response(200, b"{}"), af("AF20023"))
+    api, pool = make_api(af("AF20023"), make_response(200, b"{}"), af("AF20023"))
     with pytest.raises(SourceError, match="the subscription is not active yet"):
         listed(api)
-    assert len(adapter.asked) == 3
+    assert len(pool.asked) == 3
 
 
 @pytest.mark.parametrize(
@@ -332,33 +333,33 @@ def test_a_blob_that_is_broken_is_asked_again_from_its_beginning(broken: bytes) 
 
 @pytest.mark.parametrize("status", [404, 400, 403, 408, 429, 503])
 def test_a_blob_gets_at_least_four_tries_whatever_the_answer(status: int) -> None:
-    api, adapter = make_api(*(make_response(status) for _ in range(9)))
+    api, pool = make_api(*(make_response(status) for _ in range(9)))
     with pytest.raises((AnswerError, SourceError)):
         fetch(api)
-    assert len(adapter.asked) >= 4
+    assert len(pool.asked) >= 4
 
 
 def test_a_blob_that_is_gone_is_gone_at_once() -> None:
-    api, adapter = make_api(af("AF20051", 404))
+    api, pool = make_api(af("AF20051", 404))
     with pytest.raises(AnswerError) as caught:
         fetch(api)
     assert caught.value.judgement.verdict is Verdict.GONE
-    assert len(adapter.asked) == 1
+    assert len(pool.asked) == 1
 
 
 def test_a_pending_blob_gets_one_try() -> None:
-    api, adapter = make_api(make_response(404), make_response(200, b"[]"))
+    api, pool = make_api(make_response(404), make_response(200, b"[]"))
     with pytest.raises(AnswerError):
         fetch(api, tries=1)
-    assert len(adapter.asked) == 1
+    assert len(pool.asked) == 1
 
 
 def test_a_blob_that_is_refused_is_that_blobs_trouble() -> None:
-    api, adapter = make_api(af("AF10001", 401))
+    api, pool = make_api(af("AF10001", 401))
     with pytest.raises(AnswerError) as caught:
         fetch(api)
     assert caught.value.judgement.verdict is Verdict.FORBIDDEN
-    assert len(adapter.asked) == 1
+    assert len(pool.asked) == 1
 
 
 def test_a_blob_over_the_bound_is_too_large_and_not_asked_again(
@@ -366,10 +367,10 @@ def test_a_blob_over_the_bound_is_too_large_and_not_asked_again(
 ) -> None:
     assert BLOB_BYTES == 256 << 20
     monkeypatch.setattr("o365_poller.BLOB_BYTES", 20)
-    api, adapter = make_api(make_response(200, b'[{"a":"1234567890123456"}]'))
+    api, pool = make_api(make_response(200, b'[{"a":"1234567890123456"}]'))
     with pytest.raises(TooLargeError):
         fetch(api)
-    assert len(adapter.asked) == 1
+    assert len(pool.asked) == 1
 
 
 def test_events_can_be_decorated() -> None:

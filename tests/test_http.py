@@ -10,17 +10,24 @@ import threading
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from http.client import RemoteDisconnected
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-import requests
 from emulator import Emulator, faults
 from hypothesis import given
 from hypothesis import strategies as st
 from making import make_azure
-from urllib3 import HTTPResponse
-from urllib3.exceptions import MaxRetryError, NewConnectionError, ProtocolError
+from urllib3 import BaseHTTPResponse, HTTPResponse, Retry
+from urllib3.exceptions import (
+    MaxRetryError,
+    NewConnectionError,
+    ProtocolError,
+    ProxyError,
+    ReadTimeoutError,
+    SSLError,
+)
 
 from o365_poller import (
     ANSWER_TIMEOUTS,
@@ -41,7 +48,7 @@ from o365_poller import (
     backoff,
     ca_bundle,
     clean_reason,
-    make_adapter,
+    make_pools,
     read_answer,
     tls_context,
 )
@@ -51,27 +58,42 @@ URL = "https://api.example.net/x"
 
 def make_response(
     status: int = 200, body: bytes = b"fine", headers: Mapping[str, str] | None = None
-) -> requests.Response:
-    """A response as the adapter gives it, its body not read yet."""
-    response = requests.Response()
-    response.status_code = status
+) -> HTTPResponse:
+    """A response as the pool gives it, its body not read yet."""
     named = {"Content-Length": str(len(body)), **(headers or {})}
-    response.headers = requests.structures.CaseInsensitiveDict(named)
-    response.raw = HTTPResponse(
+    return HTTPResponse(
         io.BytesIO(body), headers=named, status=status, preload_content=False
     )
-    return response
 
 
-class Adapter:
+class Asked(NamedTuple):
+    """A request as it came to the pool."""
+
+    method: str
+    target: str
+    body: str | None
+    headers: Mapping[str, str]
+    named: Mapping[str, Any]
+
+
+class Pool:
     """Gives one answer after the other and remembers what was asked."""
 
-    def __init__(self, *answers: requests.Response | Exception) -> None:
+    def __init__(self, *answers: HTTPResponse | Exception) -> None:
         self.answers = list(answers)
-        self.asked: list[tuple[Any, dict[str, Any]]] = []
+        self.asked: list[Asked] = []
 
-    def send(self, request: Any, **named: Any) -> requests.Response:
-        self.asked.append((request, named))
+    def urlopen(
+        self,
+        method: str,
+        target: str,
+        body: str | None,
+        headers: Mapping[str, str],
+        retries: Retry,
+        **named: Any,
+    ) -> HTTPResponse:
+        assert retries.total is False
+        self.asked.append(Asked(method, target, body, headers, named))
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -97,12 +119,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("o365_poller.PAUSE_FIRST", 0.001)
 
 
-def make_http(*answers: requests.Response | Exception) -> tuple[Http, Adapter]:
-    adapter = Adapter(*answers)
-    return Http(adapter, 5, lambda _: {}), adapter  # type: ignore[arg-type]
+def make_http(*answers: HTTPResponse | Exception) -> tuple[Http, Pool]:
+    pool = Pool(*answers)
+    return Http(lambda _: pool, 5), pool  # type: ignore[arg-type, return-value]
 
 
-def body_of(response: requests.Response) -> bytes:
+def body_of(response: BaseHTTPResponse) -> bytes:
     return read_answer(response).body
 
 
@@ -166,11 +188,11 @@ def test_the_gate_holds_all_requests_back_and_opens(
 
 def test_throttling_of_one_call_slows_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     limited = make_response(429, b"", {"Retry-After": "1"})
-    http, adapter = make_http(limited, make_response(), make_response())
+    http, pool = make_http(limited, make_response(), make_response())
     began = time.monotonic()
     thread = threading.Thread(target=http.ask, args=(call(), body_of))
     thread.start()
-    while not adapter.asked:
+    while not pool.asked:
         time.sleep(0.001)
     time.sleep(0.05)
     http.ask(call(), body_of)
@@ -191,17 +213,18 @@ def test_throttling_of_one_call_slows_the_next(monkeypatch: pytest.MonkeyPatch) 
         make_response(403, b'{"error":{"code":"AF429"}}'),
         ConnectionResetError(104, "Connection reset by peer"),
         TimeoutError("timed out"),
-        requests.ConnectionError("no"),
-        requests.exceptions.ChunkedEncodingError("cut"),
+        NewConnectionError(None, "no"),  # type: ignore[arg-type]
+        ReadTimeoutError(None, "/", "timed out"),  # type: ignore[arg-type]
         ProtocolError("broken"),
+        RemoteDisconnected("gone"),
         make_response(200, b"cut", {"Content-Encoding": "gzip"}),
     ],
-    ids=lambda fault: getattr(fault, "status_code", type(fault).__name__),
+    ids=lambda fault: getattr(fault, "status", type(fault).__name__),
 )
-def test_what_may_pass_is_tried_again(fault: requests.Response | Exception) -> None:
-    http, adapter = make_http(fault, make_response())
+def test_what_may_pass_is_tried_again(fault: HTTPResponse | Exception) -> None:
+    http, pool = make_http(fault, make_response())
     assert http.ask(call(), body_of) == b"fine"
-    assert len(adapter.asked) == 2
+    assert len(pool.asked) == 2
 
 
 @pytest.mark.parametrize(
@@ -218,18 +241,18 @@ def test_what_may_pass_is_tried_again(fault: requests.Response | Exception) -> N
 def test_a_final_no_is_not_tried_again(
     status: int, body: bytes, verdict: Verdict
 ) -> None:
-    http, adapter = make_http(make_response(status, body))
+    http, pool = make_http(make_response(status, body))
     with pytest.raises(AnswerError) as caught:
         http.ask(call(), body_of)
     assert caught.value.judgement.verdict is verdict
-    assert len(adapter.asked) == 1
+    assert len(pool.asked) == 1
 
 
 def test_the_tries_are_counted_and_said() -> None:
-    http, adapter = make_http(*(make_response(503) for _ in range(9)))
+    http, pool = make_http(*(make_response(503) for _ in range(9)))
     with pytest.raises(SourceError) as caught:
         http.ask(call(), body_of)
-    assert len(adapter.asked) == TRIES >= 4
+    assert len(pool.asked) == TRIES >= 4
     assert str(caught.value) == (
         f"the thing: HTTP 503 fine ({TRIES} tries); what is missing stays open and the "
         "next run asks again; nothing to do, unless it repeats: then look at the "
@@ -238,10 +261,10 @@ def test_the_tries_are_counted_and_said() -> None:
 
 
 def test_one_try_is_one_try() -> None:
-    http, adapter = make_http(make_response(503))
+    http, pool = make_http(make_response(503))
     with pytest.raises(SourceError, match=r"\(1 try\)"):
         http.ask(call(tries=1), body_of)
-    assert len(adapter.asked) == 1
+    assert len(pool.asked) == 1
 
 
 def test_the_pauses_are_bounded_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,97 +280,122 @@ def test_the_pauses_are_bounded_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_missing_blob_keeps_its_verdict_after_all_tries() -> None:
-    http, adapter = make_http(*(make_response(404) for _ in range(5)))
+    http, pool = make_http(*(make_response(404) for _ in range(5)))
     with pytest.raises(AnswerError) as caught:
         http.ask(call(retried=frozenset({Verdict.MISSING})), body_of)
     assert caught.value.judgement.verdict is Verdict.MISSING
-    assert len(adapter.asked) == TRIES
+    assert len(pool.asked) == TRIES
 
 
-def test_a_call_that_takes_any_answer_gets_a_refusal_whole() -> None:
+def test_a_final_no_brings_its_answer_whole() -> None:
     http, _ = make_http(make_response(503), make_response(401, b"told"))
-    status, body = http.ask(call(takes_any=True), lambda r: (r.status_code, r.content))
-    assert (status, body) == (401, b"told")
+    with pytest.raises(AnswerError) as caught:
+        http.ask(call(), body_of)
+    answer = caught.value.answer
+    assert answer is not None
+    assert (answer.status, answer.body) == (401, b"told")
 
 
 def test_a_set_stop_ends_it() -> None:
-    http, adapter = make_http()
+    http, pool = make_http()
     stop = threading.Event()
     stop.set()
     with pytest.raises(AbandonedError):
         http.ask(call(), body_of, stop=stop)
-    assert adapter.asked == []
+    assert pool.asked == []
 
 
 def test_a_certificate_that_is_not_trusted_is_not_tried_again() -> None:
-    error = requests.exceptions.SSLError(
+    error = SSLError(
         MaxRetryError(None, "/", ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"))  # type: ignore[arg-type]
     )  # fmt: skip
-    http, adapter = make_http(error)
+    http, pool = make_http(error)
     with pytest.raises(AnswerError) as caught:
         http.ask(call(), body_of)
     assert caught.value.judgement.reason.startswith("certificate not trusted: ")
-    assert len(adapter.asked) == 1
+    assert len(pool.asked) == 1
 
 
 # -- the token
 
 
 def test_a_refused_token_is_renewed_once() -> None:
-    http, adapter = make_http(make_response(401), make_response())
+    http, pool = make_http(make_response(401), make_response())
     bearer = Bearer()
     assert http.ask(call(), body_of, bearer) == b"fine"
-    assert [asked.headers["Authorization"] for asked, _ in adapter.asked] == [
+    assert [asked.headers["Authorization"] for asked in pool.asked] == [
         "Bearer token0",
         "Bearer token1",
     ]
 
 
 def test_a_token_that_is_refused_again_is_final() -> None:
-    http, adapter = make_http(make_response(401), make_response(401))
+    http, pool = make_http(make_response(401), make_response(401))
     with pytest.raises(AnswerError) as caught:
         http.ask(call(), body_of, Bearer())
     assert caught.value.judgement.verdict is Verdict.UNAUTHORIZED
-    assert len(adapter.asked) == 2
+    assert len(pool.asked) == 2
 
 
 def test_without_a_bearer_no_token_is_sent() -> None:
-    http, adapter = make_http(make_response())
+    http, pool = make_http(make_response())
     http.ask(call(), body_of)
-    assert "Authorization" not in adapter.asked[0][0].headers
+    assert "Authorization" not in pool.asked[0].headers
 
 
 # -- what is sent
 
 
-def test_a_post_has_a_length_and_every_request_asks_for_gzip_and_has_a_time_out() -> (
-    None
-):
-    http, adapter = make_http(make_response(), make_response())
-    http.ask(call(method="POST"), body_of)
-    http.ask(call(), body_of)
-    (post, named), (get, _) = adapter.asked
-    assert post.headers["Content-Length"] == "0"
-    assert "Content-Length" not in get.headers
-    assert get.headers["Accept-Encoding"] == "gzip"
-    assert get.headers["User-Agent"].startswith("o365_poller/")
-    assert named["timeout"] == 5
-    assert named["stream"] is True
+def test_every_request_asks_for_gzip_has_a_time_out_and_follows_nothing() -> None:
+    http, pool = make_http(make_response())
+    http.ask(call(url=URL + "?a=b%20c"), body_of)
+    (asked,) = pool.asked
+    assert (asked.method, asked.target) == ("GET", "/x?a=b%20c")
+    assert asked.headers["Accept-Encoding"] == "gzip"
+    assert asked.headers["User-Agent"].startswith("o365_poller/")
+    assert asked.named["timeout"] == 5
+    assert asked.named["redirect"] is False
+    assert asked.named["preload_content"] is False
 
 
-def test_proxies_are_looked_up_once_for_each_host() -> None:
-    looked: list[str] = []
-
-    def find(url: str) -> Mapping[str, str]:
-        looked.append(url)
-        return {"https": "http://proxy.example.net:3128"}
-
-    adapter = Adapter(make_response(), make_response())
-    http = Http(adapter, 5, find)  # type: ignore[arg-type]
-    http.ask(call(), body_of)
-    http.ask(call(), body_of)
-    assert looked == [URL]
-    assert adapter.asked[1][1]["proxies"] == {"https": "http://proxy.example.net:3128"}
+@pytest.mark.parametrize(
+    ("environment", "proxy", "authorization"),
+    [
+        ({}, None, None),
+        ({"HTTPS_PROXY": "http://proxy.test:3128"}, "proxy.test:3128", None),
+        ({"HTTPS_PROXY": "proxy.test:3128"}, "proxy.test:3128", None),
+        (
+            {"HTTPS_PROXY": "http://me:p%40ss@proxy.test:3128"},
+            "proxy.test:3128",
+            "Basic bWU6cEBzcw==",
+        ),
+        (
+            {"HTTPS_PROXY": "http://proxy.test:3128", "NO_PROXY": "api.example.net"},
+            None,
+            None,
+        ),
+    ],
+)
+def test_the_environment_names_the_proxy_once_for_each_host(
+    monkeypatch: pytest.MonkeyPatch,
+    environment: Mapping[str, str],
+    proxy: str | None,
+    authorization: str | None,
+) -> None:
+    for name in ("HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    context = tls_context(None)
+    pool_for = make_pools(context, 3)
+    pool = pool_for(URL)
+    assert (pool.host, pool.scheme) == ("api.example.net", "https")
+    assert (pool.proxy and f"{pool.proxy.host}:{pool.proxy.port}") == proxy
+    assert pool.proxy_headers.get("Proxy-Authorization") == authorization
+    assert pool.conn_kw["ssl_context"] is context
+    monkeypatch.setenv("HTTPS_PROXY", "http://other.test:1")
+    assert pool_for(URL + "y") is pool
 
 
 def test_the_servers_clock_is_remembered() -> None:
@@ -398,8 +446,8 @@ def test_a_long_answer_without_a_length_is_read_in_pieces() -> None:
         (TimeoutError("timed out"), "timed out"),
         (TimeoutError(), "TimeoutError"),
         (ProtocolError("Connection aborted.", ConnectionResetError(104, "Connection reset by peer")), "Connection reset by peer"),
-        (requests.ConnectionError(MaxRetryError(None, "/", OSError(113, "No route to host"))), "No route to host"),  # type: ignore[arg-type]
-        (requests.ConnectionError(NewConnectionError(None, "<obj at 0x1>: Failed to resolve")), "None: Failed to resolve"),  # type: ignore[arg-type]
+        (ProxyError("no", MaxRetryError(None, "/", OSError(113, "No route to host"))), "No route to host"),  # type: ignore[arg-type]
+        (NewConnectionError(None, "<obj at 0x1>: Failed to resolve"), "None: Failed to resolve"),  # type: ignore[arg-type]
         (ValueError("a\nb"), "a b"),
     ],
     ids=lambda value: type(value).__name__,
@@ -443,8 +491,7 @@ def test_a_bundle_of_the_environment_that_is_none_is_said(
 
 
 def real_http(office: Emulator, timeout: float) -> Http:
-    adapter = make_adapter(tls_context(office.ca_file), 2)
-    return Http(adapter, timeout, lambda _: {})
+    return Http(make_pools(tls_context(office.ca_file), 2), timeout)
 
 
 @pytest.mark.parametrize("part", ["head", "body"])
@@ -462,17 +509,18 @@ def test_a_dripping_answer_is_bounded_by_ten_times_the_time_out(
     assert 0.5 < time.monotonic() - began < ANSWER_TIMEOUTS * 0.1 + 2
 
 
-def test_verification_cannot_be_switched_off_in_a_request(office: Emulator) -> None:
-    adapter = make_adapter(tls_context(None), 2)  # does not know the emulator's CA
-    request = requests.Request("GET", office.api_root).prepare()
-    with pytest.raises((requests.exceptions.SSLError, ValueError)):
-        adapter.send(request, verify=False)
+def test_a_host_with_a_certificate_of_another_ca_is_not_asked(office: Emulator) -> None:
+    http = Http(make_pools(tls_context(None), 2), 5)  # knows the public CAs alone
+    with pytest.raises(AnswerError) as caught:
+        http.ask(call(url=office.api_root + "/x"), body_of, Bearer())
+    assert caught.value.judgement.verdict is Verdict.UNTRUSTED
+    assert office.journal.requests == []
 
 
 def test_a_silent_host_is_given_up_after_the_time_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"https://127.0.0.1:{server.getsockname()[1]}/"
-        http = Http(make_adapter(tls_context(None), 2), 0.2, lambda _: {})
+        http = Http(make_pools(tls_context(None), 2), 0.2)
         began = time.monotonic()
         with pytest.raises(SourceError):
             http.ask(call(url=url, tries=1), body_of)

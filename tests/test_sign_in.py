@@ -13,6 +13,7 @@ from making import make_azure
 from o365_poller import (
     AADSTS,
     AADSTS_PASSING,
+    Answer,
     Azure,
     Credential,
     Exit,
@@ -25,7 +26,7 @@ from o365_poller import (
     TokenError,
     TokenSource,
     UnusableCredentialError,
-    make_adapter,
+    make_pools,
     read_claims,
     tls_context,
     token_error,
@@ -180,8 +181,7 @@ def make_source(
 
 
 def make_http(office: Emulator, timeout: float = 5) -> Http:
-    adapter = make_adapter(tls_context(office.ca_file), 4)
-    return Http(adapter, timeout, lambda _: {})
+    return Http(make_pools(tls_context(office.ca_file), 4), timeout)
 
 
 def by_key(made: Credentials, *, thumbprint: bool = False) -> Credential:
@@ -337,8 +337,9 @@ def test_a_login_root_with_a_path_keeps_its_path() -> None:
     asked: list[str] = []
 
     class Fake:
-        def ask(self, call: Any, take: Any) -> None:
+        def ask(self, call: Any, take: Any) -> Answer:
             asked.append(call.url)
+            return Answer(200, {}, b"{}")
 
     azure = make_azure(login="https://gateway.example.net/login")
     client = MsalHttp(Fake(), azure)  # type: ignore[arg-type]
