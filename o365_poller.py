@@ -162,6 +162,7 @@ TRIES = 5
 PAUSE_FIRST, PAUSE_LONGEST, PAUSES_IN_ALL = 1.0, 15.0, 45.0
 ANSWER_TIMEOUTS = 10
 OUTAGE_FAILURES = 20
+OPEN_LEAST, OPEN_MOST = timedelta(seconds=30), 16  # slices that break again
 PAGES_MOST = 10_000
 EMPTY_PAGES_MOST = 10
 MEGABYTE = 1 << 20
@@ -1714,6 +1715,7 @@ CREATE TABLE lost (              -- a span (content_id empty) or a blob
 CREATE TABLE said (key TEXT PRIMARY KEY, time INTEGER NOT NULL, text TEXT NOT NULL);
 """
 SCHEMA_VERSION = 1
+ASKED_UNTIL = "asked until"  # in meta, by content type
 BUSY_SECONDS = 60
 
 
@@ -2070,12 +2072,26 @@ class State:
                 self._advance(job.content_type, job.window.end)
             self._prune(job.content_type, now)
 
-    def give_up(self, job: Slice, changes: Changes, now: datetime) -> Slice:
-        """Record what could be had of a slice that stays open."""
-        if job.id or changes.delivered:
-            return self.confirm(job, changes, now)
-        self.settle(job.content_type, changes, now)
+    def give_up(
+        self, job: Slice, changes: Changes, now: datetime, *, newest: bool = False
+    ) -> Slice:
+        """Record what could be had of a slice that stays open.
+
+        newest: it ended at now. The next poll asks for what came later apart from it.
+        """
+        with self._transaction():
+            if changes.delivered and not job.id:
+                job = self._begin(job, given_up=False)
+            self._record(job.content_type, changes, now, job.id)
+            if newest:
+                end = seconds(job.window.end)
+                self._put(f"{ASKED_UNTIL} {job.content_type}", str(end))
         return job
+
+    def asked_until(self, content_type: str) -> datetime | None:
+        """Where the last poll ended, if its newest slice stayed open; else None."""
+        end = self._get(f"{ASKED_UNTIL} {content_type}")
+        return None if end is None else moment(int(end))
 
     def _begin(self, job: Slice, *, given_up: bool) -> Slice:
         start, end = seconds(job.window.start), seconds(job.window.end)
@@ -2096,6 +2112,10 @@ class State:
             "INSERT INTO watermark (content_type, time) VALUES (?, ?) "
             "ON CONFLICT DO UPDATE SET time = max(time, excluded.time)",
             (content_type, seconds(end)),
+        )
+        self._connection.execute(
+            "DELETE FROM meta WHERE key = ? AND CAST(value AS INTEGER) <= ?",
+            (f"{ASKED_UNTIL} {content_type}", seconds(end)),
         )
         # What a killed run left of slices that are polled by now.
         self._connection.execute(
@@ -4724,19 +4744,25 @@ class Run:
                 self.lose(content_type, Window(watermark, earliest(now)), tally)
                 watermark = earliest(now)
             start = poll_start(watermark, now, self.poll.window, self.poll.overlap)
+        # What stays open is asked for by itself, and what came after a listing that
+        # broke off apart from it: a spot where each breaks holds nothing else up.
         jobs = list(self.reopen(content_type, tally))
-        parts = self.parts(Window(start, now))
+        asked = state.asked_until(content_type) or now
+        spans = without(Window(start, now), [job.window for job in jobs])
+        parts = [part for span in spans for part in self.parts(span, asked)]
         return jobs + [Slice(content_type, part) for part in parts]
 
-    def parts(self, window: Window) -> Iterator[Window]:
+    def parts(self, window: Window, *cuts: datetime) -> Iterator[Window]:
         """The slices of a window; apart from them what only our clock calls listable.
 
         With a clock that is behind, the API refuses the oldest minutes of a catch-up:
-        they may not take 23 hours with them.
+        they may not take 23 hours with them. cuts: more places to cut it at.
         """
-        cut = min(max(window.start, self.oldest), window.end)
-        yield from slices(Window(window.start, cut))
-        yield from slices(Window(cut, window.end))
+        start = window.start
+        for cut in sorted((self.oldest, *cuts, window.end)):
+            end = min(max(start, cut), window.end)
+            yield from slices(Window(start, end))
+            start = end
 
     def bring_back(self, content_type: str, watermark: datetime) -> datetime:
         """Take a watermark ahead of now back to where the clocks agree.
@@ -4787,6 +4813,7 @@ class Run:
     def work(self, jobs: Sequence[Slice], tally: Tally, purpose: Purpose) -> None:
         """Deliver slices, oldest first; one that fails stays open, the others go on."""
         given_up: list[Slice] = []
+        broken: list[Slice] = []
         for number, job in enumerate(jobs, 1):
             tally.cover(job.window)
             self._progress.slice(job, number, len(jobs))
@@ -4804,11 +4831,16 @@ class Run:
                 self.account(batch.changes, tally)
                 continue
             if purpose is Purpose.POLL:
-                begun = self.ports.state.give_up(begun, batch.changes, self.now)
+                newest = ahead and number == len(jobs)
+                begun = self.ports.state.give_up(
+                    begun, batch.changes, self.now, newest=newest
+                )
             else:
                 self.ports.state.settle(job.content_type, batch.changes, self.now)
             if ahead:
                 given_up.append(begun)
+            elif not isinstance(error, OutageError):
+                broken.append(begun)
             # In an outage the one sentence about it says more than twenty about blobs.
             named = 0 if isinstance(error, OutageError) else NAMED_MOST
             self.account(batch.changes, tally, named)
@@ -4817,7 +4849,21 @@ class Run:
             self.note(error, tally)
             if isinstance(error, RefusedError):
                 break
+        if purpose is Purpose.POLL and len(broken) < len(jobs) and not given_up:
+            self.narrow(broken)
         self.measure_lag(tally)
+
+    def narrow(self, broken: Sequence[Slice]) -> None:
+        """Halve the open slices that broke while others went well.
+
+        What is whole in them comes with the next runs, and in the end the spot where
+        each listing breaks stands alone.
+        """
+        for job in broken[: max(0, OPEN_MOST - len(broken))]:
+            half = (job.window.end - job.window.start) // 2
+            if half >= OPEN_LEAST:
+                middle = whole_second(job.window.start + half)
+                self.ports.state.split(job, Window(job.window.start, middle))
 
     def deliver(
         self, job: Slice, tally: Tally, purpose: Purpose

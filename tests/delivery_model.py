@@ -157,6 +157,8 @@ class World:
     fetched: list[str] = field(default_factory=list)
     served: list[tuple[str, datetime, datetime]] = field(default_factory=list)
     asked_again: set[str] = field(default_factory=set)
+    sick: list[tuple[str, datetime]] = field(default_factory=list)
+    windows: list[tuple[str, datetime, datetime]] = field(default_factory=list)
 
     def clock(self) -> datetime:
         """Our machine's clock."""
@@ -165,7 +167,7 @@ class World:
     def begin(self, trouble: Trouble) -> None:
         self.trouble = trouble
         self.listings = self.fetches = 0
-        self.fetched, self.dates = [], {}
+        self.fetched, self.windows, self.dates = [], [], {}
         self.asked_again = set()
 
     # -- as op.Http
@@ -222,6 +224,8 @@ class World:
             for name in ("starttime", "endtime")
         )
         content_type, page = query["contenttype"], int(query.get("nextpage", "0"))
+        if page == 0:
+            self.windows.append((content_type, start, end))
         if content_type not in self.enabled:
             return self._error(400, "AF20022")
         if start >= end or end - start >= DAY or start < self.now - 7 * DAY:
@@ -247,6 +251,11 @@ class World:
             and start <= blob.created < end
             and blob.visible <= self.now
         ]
+        spots = [s for t, s in self.sick if t == content_type and start <= s < end]
+        if spots:  # each listing that meets the spot breaks there
+            met = [n for n, blob in enumerate(found) if blob.created >= min(spots)]
+            if (page + 1) * PAGE > (met[0] if met else len(found)):
+                raise self._source_error("listing: HTTP 500")
         shown = found[page * PAGE : (page + 1) * PAGE]
         rows = [self._row(blob) for blob in shown]
         if kind == "repeat":
@@ -464,6 +473,19 @@ def make_machine(op: Any) -> type[RuleBasedStateMachine]:  # noqa: C901
             if blob.health != "gone":
                 blob.health = health
                 blob.failed_since = None if health == "ok" else blob.failed_since
+
+        @rule(
+            content_type=st.sampled_from(TYPES),
+            age=st.sampled_from([timedelta(0), 4 * MINUTE, HOUR, 30 * HOUR]),
+        )
+        def sicken(self, content_type: str, age: timedelta) -> None:
+            """From now on each listing that meets a spot breaks there."""
+            self.world.sick.append((content_type, self.world.now - age))
+
+        @rule()
+        def heal(self) -> None:
+            """The listings are well again."""
+            self.world.sick.clear()
 
         @rule(
             by=st.sampled_from(
@@ -865,6 +887,8 @@ def make_machine(op: Any) -> type[RuleBasedStateMachine]:  # noqa: C901
             is at now ("a pending blob never holds the watermark back"), each pending
             blob was tried, and the exit code says what remains."""
             tried = set(self.world.fetched)
+            if self.world.sick:
+                return
             bad = [
                 blob
                 for blob in self.world.blobs
@@ -900,6 +924,7 @@ def make_machine(op: Any) -> type[RuleBasedStateMachine]:  # noqa: C901
             says so."""
             world = self.world
             world.offset = timedelta(0)
+            world.sick.clear()
             for blob in world.blobs:
                 if blob.health != "gone":
                     blob.health = "ok"

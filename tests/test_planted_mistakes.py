@@ -58,10 +58,12 @@ MISTAKES = (
     ),
     Mistake(
         "ids noted before sending",
-        "                        self.ports.sink.deliver(batch.pieces)\n"
+        "                        if batch.pieces:\n"
+        "                            self.ports.sink.deliver(batch.pieces)\n"
         "                        record(batch.changes)\n",
         "                        record(batch.changes)\n"
-        "                        self.ports.sink.deliver(batch.pieces)\n",
+        "                        if batch.pieces:\n"
+        "                            self.ports.sink.deliver(batch.pieces)\n",
         "events entered",
     ),
     Mistake(
@@ -81,7 +83,7 @@ MISTAKES = (
         "                        self.fail(result, batch, waiting)\n",
         "                        self.fail(result, batch, waiting)\n"
         "                        break\n",
-        "behind the watermark|never came|was not tried",
+        "behind the watermark|never came|was not tried|without a whole listing",
     ),
     Mistake(
         "a blob that fails is never tried again",
