@@ -187,9 +187,10 @@ def show(what: str, figure: str, ratio: float, bound: float) -> None:
     )
 
 
-def repeat(times: int, once: Callable[[], Cost]) -> Cost:
-    """The median cost of some runs."""
-    return median([once() for _ in range(times)])
+def in_turns(times: int, *programs: Callable[[], Cost]) -> tuple[Cost, ...]:
+    """The median cost of each, run in turns: the machine's mood is the same for all."""
+    rounds = [[once() for once in programs] for _ in range(times)]
+    return tuple(median(costs) for costs in zip(*rounds, strict=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -204,10 +205,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         servers = Servers(folder)
         imports = [sys.executable, "-c", IMPORTS]
         servers.ask("clear")
-        # In turns: the machine's mood is the same for both.
-        pairs = [(cost_of(imports), servers.poll()) for _ in range(given.runs + 2)]
-        base, idle = (median(each) for each in zip(*pairs, strict=True))
-        asked = servers.ask("count")[1] / (given.runs + 2)
+        runs = given.runs + 2
+        base, idle = in_turns(runs, lambda: cost_of(imports), servers.poll)
+        asked = servers.ask("count")[1] / runs
         print(
             f"one run of all figures, {time.strftime('%Y-%m-%d')}, "
             f"{os.cpu_count()} cores, Python {sys.version.split()[0]}"
@@ -229,9 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             (disk / f"{n}.gz").write_bytes(packer.compress(body) + packer.flush())
         del bodies
         parse = [sys.executable, "-c", UNZIP_AND_PARSE, str(disk)]
-        floor = repeat(given.runs, lambda: cost_of(parse))
         servers.ask("clear")
-        moved = repeat(given.runs, servers.poll)
+        floor, moved = in_turns(given.runs, lambda: cost_of(parse), servers.poll)
         lines = servers.ask("count")[0]["lines"]
         if lines != given.runs * given.blobs * given.events:
             raise SystemExit(f"{lines} lines arrived")
@@ -248,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show("peak memory / 90 MB", f"{moved.peak_mb:.0f} MB", moved.peak_mb / 90, 1)
         servers.ask("latency", LATENCY)
         least = given.blobs / WORKERS * LATENCY
-        slow = repeat(3, servers.poll)
+        (slow,) = in_turns(3, servers.poll)
         show(
             f"wall at {1000 * LATENCY:.0f} ms a request / blobs / {WORKERS} x latency",
             f"{slow.wall:.2f} / {least:.2f} s",
