@@ -1823,7 +1823,9 @@ def state_errors(path: Path) -> Iterator[None]:
         raise StateError(
             f"state file {path}: {error}",
             "what is not recorded as delivered is sent again by the next run",
-            "see that the disk has room and that this user may write the file and "
+            "see which program holds it open for so long (fuser), and end that"
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+            else "see that the disk has room and that this user may write the file and "
             "its folder",
         ) from None
 
@@ -1910,9 +1912,8 @@ class State:
         return version
 
     def _prepare(self, azure: Azure, now: datetime, again: Sequence[str]) -> None:
-        version = self._version()
         with self._transaction():
-            if version == 0:
+            if self._version() == 0:
                 for statement in SCHEMA.split(";\n"):
                     self._connection.execute(statement)
                 self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -1921,8 +1922,8 @@ class State:
                 for content_type in again:
                     # Later than earliest: what passes until it is asked is no gap.
                     self._set_watermark(content_type, earliest(now) + RETENTION_MARGIN)
+            self._check_owner(azure)
             self._put("opened", str(seconds(now)))
-        self._check_owner(azure)
 
     def _check_owner(self, azure: Azure) -> None:
         for key in ("tenant_id", "api_root"):
@@ -2270,31 +2271,42 @@ class State:
         with self._transaction():
             self._record(content_type, changes, now, 0)
 
-    def pending(self, content_type: str) -> list[Pending]:
+    def pending(self, content_type: str) -> Iterator[Pending]:
         """The blobs that wait to be fetched: first those that were tried least.
 
-        An outage may end a round of retries; in the next each has its turn.
+        An outage may end a round of retries; in the next each has its turn. The round
+        is that of now, whatever is recorded meanwhile; it is read page by page.
         """
-        rows = self._rows(
-            "SELECT content_id, uri, created, expires, since, tries, reason "
-            "FROM pending WHERE content_type = ? ORDER BY tries, created",
-            content_type,
-        )
-        return [
-            Pending(
-                Blob(
-                    content_type,
-                    id_,
-                    uri,
-                    moment(created / 1000),
-                    None if expires is None else moment(expires / 1000),
-                ),
-                moment(since),
-                tries,
-                reason,
+        with self._transaction():
+            for statement in (
+                "CREATE TEMP TABLE IF NOT EXISTS turn (n INTEGER PRIMARY KEY, id TEXT)",
+                "DELETE FROM turn",
+            ):
+                self._connection.execute(statement)
+            self._connection.execute(
+                "INSERT INTO turn (id) SELECT content_id FROM pending "
+                "WHERE content_type = ? ORDER BY tries, created",
+                (content_type,),
             )
-            for id_, uri, created, expires, since, tries, reason in rows
-        ]
+        last = 0
+        while rows := self._rows(
+            f"SELECT n, {PENDING_COLUMNS} FROM turn JOIN pending ON content_id = id "
+            "WHERE content_type = ? AND n > ? ORDER BY n LIMIT 500",
+            content_type,
+            last,
+        ):
+            last = rows[-1][0]
+            yield from (read_pending(content_type, row[1:]) for row in rows)
+
+    def waiting(self, blob: Blob) -> Pending | None:
+        """What is known of a blob that waits; None if it does not."""
+        rows = self._rows(
+            f"SELECT {PENDING_COLUMNS} FROM pending "
+            "WHERE content_type = ? AND content_id = ?",
+            blob.content_type,
+            blob.id,
+        )
+        return read_pending(blob.content_type, rows[0]) if rows else None
 
     def pending_count(self, content_type: str) -> int:
         """How many blobs wait to be fetched."""
@@ -2425,6 +2437,17 @@ def lost_row(content_type: str, lost: Lost, stamp: int) -> tuple[object, ...]:
     """What is lost, as its row."""
     start, end = seconds(lost.window.start), seconds(lost.window.end)
     return (content_type, lost.content_id, start, end, lost.reason, stamp)
+
+
+PENDING_COLUMNS = "content_id, uri, created, expires, since, tries, reason"
+
+
+def read_pending(content_type: str, row: Sequence[Any]) -> Pending:
+    """A blob that waits, from its row."""
+    id_, uri, created, expires, since, tries, reason = row
+    until = None if expires is None else moment(expires / 1000)
+    blob = Blob(content_type, id_, uri, moment(created / 1000), until)
+    return Pending(blob, moment(since), tries, reason)
 
 
 def pending_row(content_type: str, pending: Pending) -> tuple[object, ...]:
@@ -3687,14 +3710,8 @@ BLOB_RETRIED = frozenset(
 )
 
 
-class Room(Protocol):
-    """Memory for what is fetched and not yet confirmed."""
-
-    def start_over(self) -> None:
-        """Give back what was taken: the blob is fetched anew."""
-
-    def take(self, amount: int) -> None:
-        """Wait until there is room for so many bytes more, and take it."""
+# Waits until there is memory for so many bytes of a download in all, and takes it.
+Room = Callable[[int], None]
 
 
 class ActivityApi:
@@ -3850,7 +3867,7 @@ class ActivityApi:
         )
 
     def _take_blob(self, blob: Blob, response: BaseHTTPResponse, room: Room) -> Fetched:
-        room.start_over()
+        room(0)
         slicer = EventSlicer(self._decorate)
         decoder = codecs.getincrementaldecoder("utf-8-sig")()
         pieces: list[bytes] = []
@@ -3861,17 +3878,18 @@ class ActivityApi:
             read += len(chunk)
             if read > BLOB_BYTES:
                 raise TooLargeError
+            room(read)  # also of an event that is not whole yet
             last = not chunk
             try:
                 text = decoder.decode(chunk, final=last)
             except UnicodeDecodeError:
                 raise BrokenAnswerError("the blob is not UTF-8") from None
             if found := slicer.feed(text, last=last):
-                piece = ("\n".join(found) + "\n").encode()
-                room.take(len(piece))
-                pieces.append(piece)
+                pieces.append(("\n".join(found) + "\n").encode())
                 events += len(found)
-        return Fetched(blob, tuple(pieces), events, sum(map(len, pieces)))
+        size = sum(map(len, pieces))
+        room(size)
+        return Fetched(blob, tuple(pieces), events, size)
 
 
 # == Downloads ===============================================================
@@ -3902,8 +3920,11 @@ class Budget:
             self._active[ticket] = 0
             return ticket
 
-    def take(self, ticket: int, amount: int, stop: threading.Event) -> None:
-        """Wait until there is room, and take it. Raises AbandonedError on stop."""
+    def hold(self, ticket: int, stop: threading.Event, amount: int) -> None:
+        """Wait until a download may hold so many bytes in all, and note that it does.
+
+        Raises AbandonedError on stop.
+        """
         with self._changed:
             if not self._fits(ticket, amount):
                 self.waiting += 1
@@ -3915,19 +3936,16 @@ class Budget:
                 ANSWER_CLOCK.deadline += time.monotonic() - began
             if stop.is_set():
                 raise AbandonedError
-            self._active[ticket] += amount
+            less = amount < self._active[ticket]
+            self._active[ticket] = amount
+            if less:
+                self._changed.notify_all()
 
     def _fits(self, ticket: int, amount: int) -> bool:
-        used = self._handed + sum(self._active.values())
-        if used + amount <= self._limit:
+        more = amount - self._active[ticket]
+        if more <= 0 or self._handed + sum(self._active.values()) + more <= self._limit:
             return True
         return self._handed == 0 and ticket == min(self._active)
-
-    def start_over(self, ticket: int) -> None:
-        """Give back what a running download took."""
-        with self._changed:
-            self._active[ticket] = 0
-            self._changed.notify_all()
 
     def leave(self, ticket: int, *, handed: bool) -> None:
         """End a download; what it took stays taken if it is handed over."""
@@ -3941,22 +3959,6 @@ class Budget:
         with self._changed:
             self._handed -= amount
             self._changed.notify_all()
-
-
-class TicketRoom(NamedTuple):
-    """The budget as one download sees it."""
-
-    budget: Budget
-    ticket: int
-    stop: threading.Event
-
-    def start_over(self) -> None:
-        """Give back what was taken."""
-        self.budget.start_over(self.ticket)
-
-    def take(self, amount: int) -> None:
-        """Wait for room and take it."""
-        self.budget.take(self.ticket, amount, self.stop)
 
 
 class Failed(NamedTuple):
@@ -4055,7 +4057,7 @@ class Downloads:
             ticket = self.budget.enter()
             handed = False
             try:
-                room = TicketRoom(self.budget, ticket, self.stop)
+                room = functools.partial(self.budget.hold, ticket, self.stop)
                 result: object = self._fetch(blob, room, self.stop)
                 handed = True
             except AbandonedError:
@@ -4320,7 +4322,7 @@ def await_end(connection: socket.socket, timeout: float) -> None:
 
     It is waited for below TLS: OpenSSL reports a reset as an end of stream.
     """
-    closing = False  # its close_notify has come
+    closing = 0.0  # its close_notify has come: how long it may take to end
 
     def peek() -> bytes:
         return socket.socket.recv(connection, 1, socket.MSG_PEEK)
@@ -4329,9 +4331,11 @@ def await_end(connection: socket.socket, timeout: float) -> None:
         if not isinstance(connection, ssl.SSLSocket):
             refuse_words(connection.recv(256))
         elif closing:
+            if time.monotonic() > closing:
+                raise TimeoutError
             socket.socket.recv(connection, 256)
-        else:
-            closing = read_close_notify(connection)
+        elif read_close_notify(connection):
+            closing = time.monotonic() + timeout
     await_acknowledgement(connection, timeout)
 
 
@@ -4886,7 +4890,7 @@ class Run:
             else:
                 self.ports.state.settle(job.content_type, changes, self.now)
 
-        batch, error = self.ship(downloads, blobs, tally, record, {})
+        batch, error = self.ship(downloads, blobs, tally, record)
         return begun, batch, error or self.too_soon(job)
 
     def too_soon(self, job: Slice) -> SourceError | None:
@@ -4907,14 +4911,14 @@ class Run:
     def retry_pending(self, tally: Tally) -> None:
         """Try each pending blob of a content type once."""
         content_type, state = tally.content_type, self.ports.state
-        waiting = {pending.blob.id: pending for pending in state.pending(content_type)}
-        if waiting and not tally.exits & {Exit.REFUSED}:
-            blobs = iter([pending.blob for pending in waiting.values()])
+        waits = state.pending_count(content_type) > 0
+        if waits and Exit.REFUSED not in tally.exits:
+            blobs = (pending.blob for pending in state.pending(content_type))
 
             def record(changes: Changes) -> None:
                 state.settle(content_type, changes, self.now)
 
-            batch, error = self.ship(self.downloads(1), blobs, tally, record, waiting)
+            batch, error = self.ship(self.downloads(1), blobs, tally, record)
             record(batch.changes)
             self.account(batch.changes, tally)
             if isinstance(error, TokenError | UnreachedError):
@@ -4951,7 +4955,6 @@ class Run:
         blobs: Iterator[Blob],
         tally: Tally,
         record: Callable[[Changes], None],
-        waiting: Mapping[str, Pending],
     ) -> tuple[Batch, PollerError | None]:
         """Fetch blobs and have their lines taken; record batch by batch.
 
@@ -4966,7 +4969,7 @@ class Run:
                         batch.add(result)
                         failures = 0
                     elif isinstance(result, Failed):
-                        self.fail(result, batch, waiting)
+                        self.fail(result, batch)
                         failures += result.outage
                         if failures >= OUTAGE_FAILURES:
                             raise outage(tally.content_type, result)
@@ -4983,11 +4986,10 @@ class Run:
             self.ports.sink.deliver(batch.pieces)
         return batch, error
 
-    def fail(
-        self, failure: Failed, batch: Batch, waiting: Mapping[str, Pending]
-    ) -> None:
+    def fail(self, failure: Failed, batch: Batch) -> None:
         """Note what becomes of a blob that could not be fetched."""
-        if failure.blob.id not in waiting and self.ports.state.is_lost(failure.blob):
+        was = self.ports.state.waiting(failure.blob)
+        if was is None and self.ports.state.is_lost(failure.blob):
             return  # said before; a backfill or --reconcile has tried it once more
         if failure.defect:
             self.exits.add(Exit.UNEXPECTED)
@@ -4999,9 +5001,9 @@ class Run:
                 exc_info=failure.defect,
             )
         gone = failure.verdict in (Verdict.GONE, Verdict.MISSING)
-        if gone and failure.blob.id not in waiting and self.was_delivered(failure.blob):
+        if gone and was is None and self.was_delivered(failure.blob):
             return  # the overlap asked for it once more, and it is gone by now
-        what = fate(failure, waiting.get(failure.blob.id), self.now)
+        what = fate(failure, was, self.now)
         if isinstance(what, Lost):
             batch.changes.lost.append(what)
         else:

@@ -16,6 +16,7 @@ from test_http import Pool, make_response
 from o365_poller import (
     BLOB_BYTES,
     EMPTY_PAGES_MOST,
+    MEGABYTE,
     PAGES_MOST,
     TRIES,
     ActivityApi,
@@ -60,13 +61,11 @@ class Room:
     """Room without end, which is counted."""
 
     def __init__(self) -> None:
-        self.taken = 0
+        self.taken = self.most = 0
 
-    def start_over(self) -> None:
-        self.taken = 0
-
-    def take(self, amount: int) -> None:
-        self.taken += amount
+    def __call__(self, amount: int) -> None:
+        self.taken = amount
+        self.most = max(self.most, amount)
 
 
 def make_api(
@@ -388,3 +387,13 @@ def test_the_apis_clock_is_the_newest_date() -> None:
     assert api.date() is None
     api.subscriptions()
     assert api.date() == NOW
+
+
+def test_an_event_that_is_not_whole_yet_takes_room_as_well() -> None:
+    body = b'[{"a":"' + b"x" * (3 * MEGABYTE) + b'"}]'
+    asked: list[int] = []
+    api, _ = make_api(make_response(200, body))
+    found = api.fetch(make_blob(), asked.append, TRIES, threading.Event())
+    assert asked == sorted(asked[:-1]) + [found.bytes]
+    assert len(asked) > 20, "it was taken at the end alone"
+    assert max(asked) == len(body)

@@ -39,7 +39,7 @@ def blobs(count: int) -> Iterator[Blob]:
 
 
 def simple(blob: Blob, room: Room, stop: threading.Event) -> Fetched:
-    room.take(1)
+    room(1)
     return fetched(blob)
 
 
@@ -187,7 +187,7 @@ def taking(
 
     def take() -> None:
         try:
-            budget.take(ticket, amount, threading.Event())
+            budget.hold(ticket, threading.Event(), amount)
         except AbandonedError as error:
             outcome.append(error)
         else:
@@ -201,14 +201,14 @@ def taking(
 def test_what_fits_is_taken_at_once() -> None:
     budget, starved = make_budget()
     ticket = budget.enter()
-    budget.take(ticket, LIMIT, threading.Event())
+    budget.hold(ticket, threading.Event(), LIMIT)
     assert starved == []
 
 
 def test_the_younger_waits_until_something_is_confirmed() -> None:
     budget, starved = make_budget()
     old, young = budget.enter(), budget.enter()
-    budget.take(old, 80, threading.Event())
+    budget.hold(old, threading.Event(), 80)
     thread, outcome = taking(budget, young, 30)
     wait_until(lambda: budget.waiting == 1)
     assert starved == [1]
@@ -225,14 +225,14 @@ def test_the_younger_waits_until_something_is_confirmed() -> None:
 def test_the_oldest_may_pass_alone_however_large() -> None:
     budget, _ = make_budget()
     ticket = budget.enter()
-    budget.take(ticket, 50 * LIMIT, threading.Event())
-    budget.take(ticket, 50 * LIMIT, threading.Event())
+    budget.hold(ticket, threading.Event(), 50 * LIMIT)
+    budget.hold(ticket, threading.Event(), 50 * LIMIT)
 
 
 def test_the_oldest_waits_while_something_is_handed_over() -> None:
     budget, _ = make_budget()
     first = budget.enter()
-    budget.take(first, 10, threading.Event())
+    budget.hold(first, threading.Event(), 10)
     budget.leave(first, handed=True)
     second = budget.enter()
     thread, outcome = taking(budget, second, 95)
@@ -246,33 +246,33 @@ def test_the_oldest_waits_while_something_is_handed_over() -> None:
 def test_a_failed_download_gives_its_room_back() -> None:
     budget, _ = make_budget()
     old, young = budget.enter(), budget.enter()
-    budget.take(old, 90, threading.Event())
+    budget.hold(old, threading.Event(), 90)
     thread, outcome = taking(budget, young, 50)
     wait_until(lambda: budget.waiting == 1)
-    budget.start_over(old)
+    budget.hold(old, threading.Event(), 0)
     thread.join(5)
     assert outcome == ["taken"]
     budget.leave(young, handed=False)
     budget.leave(old, handed=False)
-    budget.take(budget.enter(), LIMIT, threading.Event())
+    budget.hold(budget.enter(), threading.Event(), LIMIT)
 
 
 def test_a_stop_ends_the_waiting() -> None:
     budget, _ = make_budget()
     old, young = budget.enter(), budget.enter()
-    budget.take(old, LIMIT, threading.Event())
+    budget.hold(old, threading.Event(), LIMIT)
     stop = threading.Event()
     stop.set()
     with pytest.raises(AbandonedError):
-        budget.take(young, 1, stop)
+        budget.hold(young, stop, 1)
 
 
 def test_a_pool_whose_room_is_used_up_asks_to_send_what_there_is() -> None:
     """Large blobs, a small budget: without the nudge this would never end."""
 
     def fetch(blob: Blob, room: Room, stop: threading.Event) -> Fetched:
-        for _ in range(6):
-            room.take(10)
+        for held in range(10, 70, 10):
+            room(held)
         return fetched(blob, 60)
 
     pool = Downloads(fetch, 4, LIMIT)

@@ -232,7 +232,7 @@ def test_a_listing_is_broken_or_can_be_lived_with(body: bytes) -> None:
             assert isinstance(waits, op.Pending | op.Lost)
             if isinstance(waits, op.Pending):
                 state.settle("Audit.Exchange", op.Changes(pending=[waits]), NOW)
-            assert state.pending("Audit.Exchange") is not None
+            assert list(state.pending("Audit.Exchange")) is not None
             state.settle("Audit.Exchange", op.Changes(lost=[gone]), NOW)
             done = [op.Delivered(blob, 1, 1)]
             state.settle("Audit.Exchange", op.Changes(delivered=done), NOW)

@@ -80,8 +80,8 @@ MISTAKES = (
     ),
     Mistake(
         "the rest dropped after one bad blob",
-        "                        self.fail(result, batch, waiting)\n",
-        "                        self.fail(result, batch, waiting)\n"
+        "                        self.fail(result, batch)\n",
+        "                        self.fail(result, batch)\n"
         "                        break\n",
         "behind the watermark|never came|was not tried|without a whole listing",
     ),

@@ -126,7 +126,7 @@ class FakeApi:
         if blob.id in self.failing:
             raise self.failing[blob.id]
         line = f'{{"Id":"{blob.id}"}}\n'.encode()
-        room.take(len(line))
+        room(len(line))
         return Fetched(blob, (line,), 1, len(line))
 
 
@@ -313,7 +313,7 @@ def test_a_failing_blob_waits_and_is_tried_once_by_the_next_run(world: World) ->
     assert len([one for one in world.api.tries if one[0] == "b"]) == 1
     world.api.failing = {}
     assert world.poll().exit is Exit.OK
-    assert world.state.pending(TYPE) == []
+    assert list(world.state.pending(TYPE)) == []
     assert "b" in world.ids()
 
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -290,6 +291,35 @@ def test_an_alert_that_comes_after_the_handshake_is_a_break() -> None:
         said = refused(LogstashSink(mutual(door)))
         assert "TLS: " in said
         assert door.lines == []
+
+
+def test_a_peer_that_goes_on_after_its_close_notify_is_bounded() -> None:
+    with (
+        LogstashStandIn(tls=True) as door,  # for its certificate
+        socket.create_server(("127.0.0.1", 0)) as server,
+    ):
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    raw, _ = server.accept()
+                    tls = door.context(stand_in.take()).wrap_socket(raw, True)
+                    while tls.recv(65536):
+                        pass
+                    tls.settimeout(0)
+                    with contextlib.suppress(ssl.SSLError):
+                        tls.unwrap()
+                    with contextlib.suppress(OSError):
+                        while True:
+                            socket.socket.send(tls, b"x")
+                            time.sleep(0.02)
+
+        threading.Thread(target=serve, daemon=True).start()
+        there = Host("127.0.0.1", server.getsockname()[1])
+        began = time.monotonic()
+        said = refused(LogstashSink(settings(door)._replace(hosts=(there,))))
+        assert "made no progress in 0.4 s while confirming" in said
+        assert time.monotonic() - began < 5
 
 
 def test_plain_tcp_to_a_tls_port_is_not_taken_and_the_reverse() -> None:

@@ -126,6 +126,29 @@ def test_another_tenants_state_is_refused(file: Path) -> None:
     )
 
 
+def test_a_state_that_is_refused_is_left_as_it_was(file: Path) -> None:
+    open_state(file).close()
+    before = table(file, "SELECT * FROM meta ORDER BY key")
+    other = make_azure()._replace(tenant_id=OTHER_TENANT)
+    with pytest.raises(StateError):
+        State.open(file, other, [TYPE], NOW + HOUR)
+    assert table(file, "SELECT * FROM meta ORDER BY key") == before
+
+
+def test_a_state_that_another_program_holds_is_no_full_disk(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("o365_poller.BUSY_SECONDS", 0.01)
+    state = open_state(file)
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StateError) as caught:
+        state.set_watermark(TYPE, NOW)
+    assert "see which program holds it open" in str(caught.value)
+    assert "disk" not in str(caught.value)
+    other.close()
+
+
 def test_another_clouds_state_is_refused(file: Path) -> None:
     open_state(file).close()
     with pytest.raises(
@@ -164,7 +187,7 @@ def test_a_malformed_database_is_unreadable(file: Path) -> None:
     data[4096:] = b"\xff" * (len(data) - 4096)
     file.write_bytes(data)
     with pytest.raises(UnreadableStateError):
-        open_state(file).pending(TYPE)
+        list(open_state(file).pending(TYPE))
 
 
 def test_a_busy_database_is_an_error_and_not_unreadable(
@@ -345,21 +368,39 @@ def test_a_pending_blob_waits_is_counted_and_is_left_out_of_slices(
 ) -> None:
     one = pending("a", ago(hours=1))
     state.settle(TYPE, Changes(pending=[one]), NOW)
-    assert state.pending(TYPE) == [one]
+    assert list(state.pending(TYPE)) == [one]
     assert state.pending_count(TYPE) == 1
     assert state.pending_count("DLP.All") == 0
     assert state.known(TYPE, Purpose.POLL)(one.blob)
     assert not state.known(TYPE, Purpose.BACKFILL)(one.blob)
     state.settle(TYPE, Changes(pending=[pending("a", ago(hours=1))]), NOW + HOUR)
-    again = state.pending(TYPE)[0]
+    (again,) = state.pending(TYPE)
     assert (again.tries, again.since) == (2, NOW)
+
+
+def test_a_round_of_pending_blobs_is_that_of_its_beginning_and_read_by_the_page(
+    state: State,
+) -> None:
+    many = [pending(f"{n:04}", ago(seconds=5000 - n)) for n in range(1200)]
+    state.settle(TYPE, Changes(pending=many), NOW)
+    met = []
+    for waits in state.pending(TYPE):
+        met.append(waits.blob.id)
+        state.settle(TYPE, Changes(pending=[waits]), NOW)  # it fails once more
+    assert met == [f"{n:04}" for n in range(1200)]
+    first = many[700].blob
+    state.settle(TYPE, Changes(delivered=[Delivered(first, 1, 1)]), NOW)
+    assert state.waiting(first) is None
+    found = state.waiting(many[3].blob)
+    assert found is not None
+    assert found.tries == 2
 
 
 def test_pending_ends_by_delivery_or_loss(state: State) -> None:
     state.settle(TYPE, Changes(pending=[pending("a"), pending("b")]), NOW)
     lost = Lost(TYPE, blob_window(make_blob("b")), "gone", "b")
     state.settle(TYPE, Changes(delivered=[delivered("a")], lost=[lost]), NOW)
-    assert state.pending(TYPE) == []
+    assert list(state.pending(TYPE)) == []
     assert state.known(TYPE, Purpose.POLL)(make_blob("b"))
 
 
