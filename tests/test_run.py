@@ -29,6 +29,7 @@ from o365_poller import (
     Room,
     Run,
     SinkError,
+    Slice,
     SourceError,
     State,
     Tally,
@@ -360,3 +361,76 @@ def test_a_run_ends_with_the_worst_of_its_content_types(world: World) -> None:
         "b": Tally("b", exits={Exit.SINK}),
     }
     assert run.exit is Exit.GAP is worst({Exit.GAP, Exit.SINK, Exit.INCOMPLETE})
+
+
+# -- spans that stay open
+
+
+def open_spans(world: World, *ends_and_lengths: tuple[timedelta, timedelta]) -> None:
+    """Slices that earlier runs gave up, by how long ago they ended and how long."""
+    before = [
+        Slice(TYPE, Window(NOW - ended - length, NOW - ended))
+        for ended, length in ends_and_lengths
+    ]
+    window = Window(ago(minutes=5), NOW)
+    world.state.finish(
+        Slice(TYPE, window), Changes(), NOW, moves_watermark=True, before=before
+    )
+
+
+def test_after_a_broken_listing_what_came_later_is_asked_for_apart(
+    world: World,
+) -> None:
+    world.poll()
+    world.now += timedelta(minutes=5)
+    world.api.breaks = {1: broken(), 2: broken()}
+    world.poll()
+    world.now += timedelta(minutes=5)
+    world.poll()
+    until = NOW + timedelta(minutes=5)
+    asked = [Window(ago(minutes=5), until), Window(until, world.now)]
+    assert world.api.windows[2:] == asked
+    assert world.state.watermark(TYPE) == world.now
+    assert [job.window for job in world.state.given_up(TYPE)] == asked[:1]
+    world.now += timedelta(minutes=1)
+    world.poll()  # the window but for the span that is open
+    assert world.api.windows[4:] == [asked[0], Window(until, world.now)]
+    assert world.state.given_up(TYPE) == []
+    world.now += timedelta(minutes=5)
+    world.poll()
+    assert world.api.windows[6:] == [Window(NOW + timedelta(minutes=6), world.now)]
+
+
+def test_an_open_span_that_breaks_again_while_others_go_well_is_halved(
+    world: World,
+) -> None:
+    open_spans(world, (timedelta(hours=1), timedelta(minutes=8)))
+    world.api.breaks = {0: broken()}
+    world.poll()
+    assert [job.window for job in world.state.given_up(TYPE)] == [
+        Window(ago(minutes=68), ago(minutes=64)),
+        Window(ago(minutes=64), ago(minutes=60)),
+    ]
+    world.api.breaks = {2: broken(), 3: broken(), 4: broken()}  # an outage
+    world.poll()
+    assert len(world.state.given_up(TYPE)) == 2
+
+
+def test_a_span_of_less_than_a_minute_is_not_halved(world: World) -> None:
+    open_spans(world, (timedelta(hours=1), timedelta(seconds=59)))
+    world.api.breaks = {0: broken()}
+    world.poll()
+    assert len(world.state.given_up(TYPE)) == 1
+
+
+@pytest.mark.parametrize(
+    ("open_", "then"), [(1, 2), (10, 16), (15, 16), (16, 16), (40, 40)]
+)
+def test_halving_makes_no_more_than_sixteen_open_spans(
+    world: World, open_: int, then: int
+) -> None:
+    hour = timedelta(hours=1)
+    open_spans(world, *((n * hour, hour / 2) for n in range(1, open_ + 1)))
+    world.api.breaks = {n: broken() for n in range(open_)}
+    world.poll()
+    assert len(world.state.given_up(TYPE)) == then
