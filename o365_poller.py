@@ -1811,6 +1811,19 @@ class UnreadableStateError(Exception):
     """SQLite says that the file is no database, or malformed."""
 
 
+# What can be asked of a blob.
+SENT = (
+    "delivered WHERE content_type = :type AND created = :created AND content_id = :hash"
+)
+QUESTIONS = {
+    "sent": SENT,
+    "open": f"{SENT} AND slice IN (SELECT id FROM slice)",  # by a slice that is open
+    "pending": "pending WHERE content_type = :type AND content_id = :id",
+    "lost": "lost WHERE content_type = :type AND start = :start AND end = :start + 1 "
+    "AND content_id = :id",
+}
+
+
 @contextlib.contextmanager
 def state_errors(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into ours: unreadable, or cannot be used."""
@@ -2136,10 +2149,7 @@ class State:
     def split(self, slice_: Slice, early: Window) -> Slice:
         """Cut a given-up slice in two; gives the new one, its earlier part."""
         with self._transaction():
-            self._connection.execute(
-                "UPDATE slice SET start = ? WHERE id = ?",
-                (seconds(early.end), slice_.id),
-            )
+            self._clip(slice_, early.end)
             part = Slice(slice_.content_type, early, reopened=True)
             return self._begin(part, given_up=True)
 
@@ -2148,11 +2158,11 @@ class State:
         content_type: str,
         window: Window,
         now: datetime,
-        *,
-        watermark: bool,
         job: Slice | None = None,
     ) -> list[Lost]:
         """Record that a span aged out; what of it was polled after all is not lost.
+
+        job: the given-up slice that it belonged to, else it was the watermark's.
 
         Its own transaction, whatever becomes of the run: it is said once. What asked
         for the span, the watermark or a given-up slice, begins behind it from now on.
@@ -2162,15 +2172,18 @@ class State:
             Lost(content_type, hole, reason)
             for hole in without(
                 window,
-                self.polled(content_type, window) + self._lost_spans(content_type),
+                self.polled(content_type, window)
+                + self._windows(
+                    "lost WHERE content_type = ? AND content_id = ''", content_type
+                ),
             )
         ]
         with self._transaction():
             self._record(content_type, Changes(lost=lost), now, 0)
-            if watermark:
-                self._set_watermark(content_type, window.end)
             if job:
                 self._clip(job, window.end)
+            else:
+                self._set_watermark(content_type, window.end)
         return lost
 
     # -- ledger and pending
@@ -2236,35 +2249,16 @@ class State:
 
     def polled(self, content_type: str, window: Window) -> list[Window]:
         """The spans polled that touch a window, oldest first."""
-        rows = self._rows(
-            "SELECT start, end FROM polled "
-            "WHERE content_type = ? AND start < ? AND end > ? ORDER BY start",
+        return self._windows(
+            "polled WHERE content_type = ? AND start < ? AND end > ?",
             content_type,
             seconds(window.end),
             seconds(window.start),
         )
-        return [Window(moment(start), moment(end)) for start, end in rows]
 
-    def _lost_spans(self, content_type: str) -> list[Window]:
-        rows = self._rows(
-            "SELECT start, end FROM lost WHERE content_type = ? AND content_id = ''",
-            content_type,
-        )
+    def _windows(self, where: str, *values: object) -> list[Window]:
+        rows = self._rows(f"SELECT start, end FROM {where} ORDER BY start", *values)
         return [Window(moment(start), moment(end)) for start, end in rows]
-
-    def is_lost(self, blob: Blob) -> bool:
-        """Whether a blob is in the ledger as lost."""
-        window = blob_window(blob)
-        return bool(
-            self._rows(
-                "SELECT 1 FROM lost WHERE content_type = ? AND start = ? AND end = ? "
-                "AND content_id = ?",
-                blob.content_type,
-                seconds(window.start),
-                seconds(window.end),
-                blob.id,
-            )
-        )
 
     def settle(self, content_type: str, changes: Changes, now: datetime) -> None:
         """Record what became of blobs outside any slice: pending ones, a backfill's."""
@@ -2325,44 +2319,33 @@ class State:
         listed again may have grown. A backfill leaves nothing out; a reconciliation
         what the ledger has.
         """
-        delivered = (
-            "SELECT 1 FROM delivered WHERE content_type = :type "
-            "AND created = :created AND content_id = :hash"
-        )
-        asked: list[str] = []
         if purpose is Purpose.RECONCILE:
-            asked = [delivered]
-        elif purpose is Purpose.POLL:
-            asked = [
-                f"{delivered} AND slice IN (SELECT id FROM slice)",
-                "SELECT 1 FROM pending WHERE content_type = :type AND content_id = :id",
-                (
-                    "SELECT 1 FROM lost WHERE content_type = :type AND start = :start "
-                    "AND end = :start + 1 AND content_id = :id"
-                ),
-            ]
-            # Most polls have none of these: then nothing is asked for each blob.
-            tables = ("slice", "pending", "lost")
-            asked = [
-                query
-                for query, table in zip(asked, tables, strict=True)
-                if self._one(
-                    f"SELECT 1 FROM {table} WHERE content_type = ? LIMIT 1",
-                    content_type,
-                )
-            ]
+            return functools.partial(self.has, "sent")
+        if purpose is Purpose.BACKFILL:
+            return lambda blob: False  # noqa: ARG005
+        # Most polls have none of these: then nothing is asked for each blob.
+        tables = {"open": "slice", "pending": "pending", "lost": "lost"}
+        questions = [
+            question
+            for question, table in tables.items()
+            if self._rows(
+                f"SELECT 1 FROM {table} WHERE content_type = ? LIMIT 1", content_type
+            )
+        ]
+        return lambda blob: any(self.has(question, blob) for question in questions)
 
-        def is_known(blob: Blob) -> bool:
-            if not asked:
-                return False
-            values = lookup_values(content_type, blob)
-            with self._lock, state_errors(self.path):
-                return any(
-                    self._connection.execute(query, values).fetchone()
-                    for query in asked
-                )
-
-        return is_known
+    def has(self, question: str, blob: Blob) -> bool:
+        """Whether the answer to one of QUESTIONS is yes for a blob."""
+        values = {
+            "type": blob.content_type,
+            "created": milliseconds(blob.created),
+            "hash": fingerprint(blob.id),
+            "id": blob.id,
+            "start": seconds(blob.created),
+        }
+        with self._lock, state_errors(self.path):
+            query = "SELECT 1 FROM " + QUESTIONS[question]
+            return self._connection.execute(query, values).fetchone() is not None
 
     # -- what was said
 
@@ -2412,17 +2395,6 @@ class State:
             Lost(content_type, Window(moment(start), moment(end)), reason, content_id)
             for content_type, start, end, reason, content_id in rows
         ]
-
-
-def lookup_values(content_type: str, blob: Blob) -> dict[str, object]:
-    """What the questions of State.known are asked with."""
-    return {
-        "type": content_type,
-        "created": milliseconds(blob.created),
-        "hash": fingerprint(blob.id),
-        "id": blob.id,
-        "start": seconds(blob.created),
-    }
 
 
 def delivered_row(
@@ -3847,7 +3819,7 @@ class ActivityApi:
             raise refusal(what, permission_for(content_type), judgement) from None
 
     def fetch(
-        self, blob: Blob, room: Room, tries: int, stop: threading.Event
+        self, blob: Blob, room: Room, stop: threading.Event, tries: int
     ) -> Fetched:
         """A blob's events.
 
@@ -4523,7 +4495,7 @@ class Source(Protocol):
         self, content_type: str, window: Window, stop: threading.Event
     ) -> Iterator[Blob]: ...
     def fetch(
-        self, blob: Blob, room: Room, tries: int, stop: threading.Event
+        self, blob: Blob, room: Room, stop: threading.Event, tries: int
     ) -> Fetched: ...
 
 
@@ -4808,9 +4780,7 @@ class Run:
 
         job: the given-up slice that it belonged to, else it was the watermark's.
         """
-        lost = self.ports.state.lose_span(
-            content_type, window, self.now, watermark=job is None, job=job
-        )
+        lost = self.ports.state.lose_span(content_type, window, self.now, job)
         self.say_lost(lost, tally)
         tally.lost += len(lost)
 
@@ -4928,25 +4898,18 @@ class Run:
         tally.pending = state.pending_count(content_type)
         if tally.pending:
             tally.exits.add(Exit.INCOMPLETE)
-            self.remind_of_pending(tally)
-
-    def remind_of_pending(self, tally: Tally) -> None:
-        """Say, once in a while, that blobs wait; each was named when it began."""
-        lasting_warning(
-            self.ports.state,
-            f"pending {tally.content_type}",
-            self.ports.clock(),
-            f"{tally.content_type}: {tally.pending} blobs could not be fetched yet; "
-            "each run tries them once more until they come or are lost; nothing to do, "
-            "unless it repeats for days",
-        )
+            lasting_warning(  # each was named when it began
+                state,
+                f"pending {content_type}",
+                self.ports.clock(),
+                f"{content_type}: {tally.pending} blobs could not be fetched yet; each "
+                "run tries them once more until they come or are lost; nothing to do, "
+                "unless it repeats for days",
+            )
 
     def downloads(self, tries: int) -> Downloads:
         """A pool of downloads that gives each blob so many tries."""
-
-        def fetch(blob: Blob, room: Room, stop: threading.Event) -> Fetched:
-            return self.ports.api.fetch(blob, room, tries, stop)
-
+        fetch = functools.partial(self.ports.api.fetch, tries=tries)
         return Downloads(fetch, self.ports.workers, BUDGET_BYTES)
 
     def ship(
@@ -4989,7 +4952,7 @@ class Run:
     def fail(self, failure: Failed, batch: Batch) -> None:
         """Note what becomes of a blob that could not be fetched."""
         was = self.ports.state.waiting(failure.blob)
-        if was is None and self.ports.state.is_lost(failure.blob):
+        if was is None and self.ports.state.has("lost", failure.blob):
             return  # said before; a backfill or --reconcile has tried it once more
         if failure.defect:
             self.exits.add(Exit.UNEXPECTED)
@@ -5001,18 +4964,13 @@ class Run:
                 exc_info=failure.defect,
             )
         gone = failure.verdict in (Verdict.GONE, Verdict.MISSING)
-        if gone and was is None and self.was_delivered(failure.blob):
+        if gone and was is None and self.ports.state.has("sent", failure.blob):
             return  # the overlap asked for it once more, and it is gone by now
         what = fate(failure, was, self.now)
         if isinstance(what, Lost):
             batch.changes.lost.append(what)
         else:
             batch.changes.pending.append(what)
-
-    def was_delivered(self, blob: Blob) -> bool:
-        """Whether the ledger has a blob."""
-        known = self.ports.state.known(blob.content_type, Purpose.RECONCILE)
-        return known(blob)
 
     def account(self, changes: Changes, tally: Tally, named: int = NAMED_MOST) -> None:
         """Count what was recorded, and say what a person should know.

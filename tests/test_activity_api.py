@@ -294,7 +294,7 @@ def test_seen_ids_tell_the_new_from_the_known() -> None:
 
 
 def fetch(api: ActivityApi, room: Room | None = None, tries: int = TRIES) -> Any:
-    return api.fetch(make_blob(), room or Room(), tries, threading.Event())
+    return api.fetch(make_blob(), room or Room(), threading.Event(), tries)
 
 
 def test_a_blob_is_fetched_as_lines() -> None:
@@ -393,7 +393,7 @@ def test_an_event_that_is_not_whole_yet_takes_room_as_well() -> None:
     body = b'[{"a":"' + b"x" * (3 * MEGABYTE) + b'"}]'
     asked: list[int] = []
     api, _ = make_api(make_response(200, body))
-    found = api.fetch(make_blob(), asked.append, TRIES, threading.Event())
+    found = api.fetch(make_blob(), asked.append, threading.Event(), TRIES)
     assert asked == sorted(asked[:-1]) + [found.bytes]
     assert len(asked) > 20, "it was taken at the end alone"
     assert max(asked) == len(body)

@@ -165,9 +165,7 @@ def test_a_lost_span_is_a_loss_and_no_hole_until_it_is_polled_after_all(
     book: Book,
 ) -> None:
     book.polled(at(days=6), at(days=5))
-    book.state.lose_span(
-        DIRECTORY, op.Window(at(days=5), at(days=4)), NOW, watermark=False
-    )
+    book.state.lose_span(DIRECTORY, op.Window(at(days=5), at(days=4)), NOW)
     book.polled(at(days=4), NOW)
     code, text = book.report()
     assert code == 6

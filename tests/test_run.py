@@ -121,7 +121,7 @@ class FakeApi:
             raise self.breaks[number]
 
     def fetch(
-        self, blob: Blob, room: Room, tries: int, stop: threading.Event
+        self, blob: Blob, room: Room, stop: threading.Event, tries: int
     ) -> Fetched:
         self.tries.append((blob.id, tries))
         if blob.id in self.failing:

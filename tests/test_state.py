@@ -333,9 +333,9 @@ def test_a_slice_that_ages_out_begins_later_and_goes_when_nothing_is_left(
         Slice(TYPE, window(4, 3)), Changes(), NOW, moves_watermark=True, before=[job]
     )
     job = state.given_up(TYPE)[0]
-    state.lose_span(TYPE, window(5, 4.5), NOW, watermark=False, job=job)
+    state.lose_span(TYPE, window(5, 4.5), NOW, job=job)
     assert state.given_up(TYPE)[0].window == window(4.5, 4)
-    state.lose_span(TYPE, window(4.5, 4), NOW, watermark=False, job=job)
+    state.lose_span(TYPE, window(4.5, 4), NOW, job=job)
     assert state.given_up(TYPE) == []
 
 
@@ -434,17 +434,17 @@ def test_the_ledger_is_kept_for_eight_days_by_content_created(
 
 def test_a_lost_span_is_said_once_and_not_where_it_was_polled(state: State) -> None:
     state.finish(Slice(TYPE, window(6, 5)), Changes(), NOW)
-    first = state.lose_span(TYPE, window(8, 4), NOW, watermark=True)
+    first = state.lose_span(TYPE, window(8, 4), NOW)
     assert [lost.window for lost in first] == [window(8, 6), window(5, 4)]
     assert str(first[0]) == (
         f"{TYPE}: [2026-03-02T02:00:00, 2026-03-02T04:00:00) UTC: content of more than "
         "7 days ago can no longer be had"
     )
     assert state.watermark(TYPE) == ago(hours=4)
-    assert state.lose_span(TYPE, window(8, 3), NOW, watermark=False) == [
+    assert state.lose_span(TYPE, window(8, 3), NOW) == [
         Lost(TYPE, window(4, 3), first[0].reason)
     ]
-    assert state.watermark(TYPE) == ago(hours=4)
+    assert state.watermark(TYPE) == ago(hours=3)
 
 
 def test_a_lost_blob_is_named() -> None:
