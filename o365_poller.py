@@ -78,7 +78,7 @@ from typing import (
     TextIO,
     TypeVar,
 )
-from urllib.parse import parse_qsl, quote, quote_plus, urlencode, urlsplit
+from urllib.parse import quote, quote_plus, urlencode, urlsplit
 
 if TYPE_CHECKING:
     import requests
@@ -666,8 +666,8 @@ class Section:
 
     def writable(self, key: str, path: Path) -> Path:
         """A path at which a file can be made; the folder must be there."""
-        # access() and isdir() say no where Path.is_dir() raises.
-        if not os.access(path.parent, os.X_OK) or os.path.isdir(path):  # noqa: PTH112
+        is_folder = os.path.isdir  # which says no where Path.is_dir() raises
+        if is_folder(path) or not is_folder(path.parent):
             self.complain(key, f"a file, in a folder that exists ({path})")
         return path
 
@@ -1036,15 +1036,12 @@ def slices(window: Window) -> Iterator[Window]:
 def without(window: Window, polled: Iterable[Window]) -> list[Window]:
     """What of the window no polled span covers: the holes, oldest first."""
     holes, start = [], window.start
-    for span in sorted(polled, key=lambda span: span.start):
-        if span.start > start:
-            holes.append(Window(start, min(span.start, window.end)))
+    for span in sorted([*polled, Window(window.end, window.end)]):
+        end = min(span.start, window.end)
+        if start < end:
+            holes.append(Window(start, end))
         start = max(start, span.end)
-        if start >= window.end:
-            break
-    if start < window.end:
-        holes.append(Window(start, window.end))
-    return [hole for hole in holes if hole.start < hole.end]
+    return holes
 
 
 # == Content =================================================================
@@ -1101,31 +1098,28 @@ class Judgement(NamedTuple):
 # Documented (REF, TRB) unless said; AF20024 and AF5000x are observed. The status that
 # comes with a code is not documented and differs, so the code decides alone.
 VERDICTS = {
-    "AF10001": Verdict.FORBIDDEN,
-    "AF20001": Verdict.REFUSED,
-    "AF20002": Verdict.REFUSED,
-    "AF20010": Verdict.REFUSED,
-    "AF20011": Verdict.REFUSED,
-    "AF20012": Verdict.REFUSED,
-    "AF20013": Verdict.REFUSED,
-    "AF20020": Verdict.REFUSED,
-    "AF20022": Verdict.NO_SUBSCRIPTION,
-    "AF20023": Verdict.NO_SUBSCRIPTION,
-    "AF20024": Verdict.SUBSCRIBED,
-    "AF20030": Verdict.BAD_WINDOW,
-    "AF20031": Verdict.BAD_PAGE,
-    "AF20050": Verdict.MISSING,
-    "AF20051": Verdict.GONE,
-    "AF20052": Verdict.MISSING,
-    "AF20055": Verdict.BAD_WINDOW,
-    "AF429": Verdict.THROTTLED,
-    "AF50000": Verdict.RETRY,
-    # Observed: the cool-down of subscriptions/start, as 403 or 429.
-    "429": Verdict.COOLING_DOWN,
+    code: verdict
+    for verdict, codes in {
+        Verdict.FORBIDDEN: "AF10001",
+        Verdict.REFUSED: "AF20001 AF20002 AF20010 AF20011 AF20012 AF20013 AF20020",
+        Verdict.NO_SUBSCRIPTION: "AF20022 AF20023",
+        Verdict.SUBSCRIBED: "AF20024",
+        Verdict.BAD_WINDOW: "AF20030 AF20055",
+        Verdict.BAD_PAGE: "AF20031",
+        Verdict.MISSING: "AF20050 AF20052 HTTP-404",
+        Verdict.GONE: "AF20051",
+        Verdict.THROTTLED: "AF429 HTTP-429",
+        # Observed: the cool-down of subscriptions/start, as 403 or 429.
+        Verdict.COOLING_DOWN: "429",
+        # Where no code that we know comes with it, the status decides.
+        Verdict.UNAUTHORIZED: "HTTP-401",
+        Verdict.RETRY: "AF50000 HTTP-408",
+    }.items()
+    for code in codes.split()
 }
-# JSON can escape half a character ("\\ud83d"), which no encoding takes.
-HALF_CHARACTER = re.compile("[\ud800-\udfff]")
-AF_CODE = re.compile(rb"\bAF\d{3,6}\b")
+# JSON can escape half a character ("\\ud83d"), which fits into no URL and no state.
+WHOLE_TEXT = re.compile("[^\ud800-\udfff]+")
+AF_CODE = re.compile(r"\bAF\d{3,6}\b", re.ASCII)
 # Observed: a tenant without auditing gets no AF code but a stack trace.
 AUDITING_OFF = re.compile(rb"DataServiceException|StartSubscription \[")
 
@@ -1135,26 +1129,23 @@ def read_error(body: bytes) -> tuple[str, str]:
 
     The body is cut first: an error never needs more than its beginning.
     """
-    head = body[:4096]
-    found = AF_CODE.search(head[:1024])
-    code = found[0].decode() if found else ""
+    text = body[:65536].decode("utf-8-sig", "replace")
+    found = AF_CODE.search(text[:1024])
+    code = found[0] if found else ""
     try:
-        told = json.loads(body[:65536].decode("utf-8-sig"))
+        told = json.loads(text)
         error = told.get("error", told)
-        if isinstance(error, Mapping):
-            own = str(error.get("code", ""))
-            message = str(error.get("message", error.get("Message", "")))
-            return (own if own in VERDICTS else code or own), plain(message)
-    except (ValueError, AttributeError, RecursionError):
-        pass  # not JSON: what can be read of it is below
-    text = re.sub(r"<[^>]*>", " ", head.decode("utf-8", "replace"))
-    return code, plain(text, 120)
+        own = str(error.get("code", ""))
+        message = str(error.get("message", error.get("Message", "")))
+        return (own if own in VERDICTS else code or own), plain(message)
+    except (ValueError, AttributeError, RecursionError):  # not JSON: what can be read
+        return code, plain(re.sub(r"<[^>]*>", " ", blacked_out(text)[:4096]), 120)
 
 
 def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
     """The Retry-After header in seconds, from seconds or a date; None if absent."""
     text = headers.get("retry-after", "").strip()
-    if text.isascii() and text.isdigit():
+    if re.fullmatch("[0-9]+", text):
         return float(text[:9])
     try:
         return max(0.0, (as_utc(parsedate_to_datetime(text)) - now).total_seconds())
@@ -1163,10 +1154,7 @@ def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
 
 
 def judge(answer: Answer, now: datetime) -> Judgement:
-    """What an answer asks of us. The code decides where one is known, else the status.
-
-    Never the message: Microsoft's wording changes.
-    """
+    """What an answer asks of us, and what is said of it."""
     status = answer.status
     if 200 <= status < 300:
         return Judgement(Verdict.OK, f"HTTP {status}")
@@ -1175,29 +1163,37 @@ def judge(answer: Answer, now: datetime) -> Judgement:
         return Judgement(Verdict.FAILED, reason)
     code, message = read_error(answer.body)
     said = " ".join(filter(None, (f"HTTP {status}", plain(code, 60), message)))
-    pause = retry_after(answer.headers, now)
-    if code.startswith("AF5"):
-        return Judgement(Verdict.RETRY, said, pause)
+    verdict = judge_error(status, code, answer.body[:4096])
+    return Judgement(verdict, said, retry_after(answer.headers, now))
+
+
+def judge_error(status: int, code: str, body: bytes) -> Verdict:
+    """The verdict on an error: the code decides where one is known, else the status.
+
+    Never the message: Microsoft's wording changes.
+    """
     if code in VERDICTS:
-        return Judgement(VERDICTS[code], said, pause)
-    if AUDITING_OFF.search(answer.body[:4096]):
-        return Judgement(Verdict.NO_AUDITING, said)
-    return Judgement(judge_status(status, code), said, pause)
-
-
-def judge_status(status: int, code: str) -> Verdict:
-    """The verdict on an answer without a code that we know."""
-    if status == 401:
-        return Verdict.UNAUTHORIZED
-    if status == 404:
-        return Verdict.MISSING
-    if status == 429:
-        return Verdict.THROTTLED
-    if status == 408 or status >= 500:
+        return VERDICTS[code]
+    if code.startswith("AF5"):
+        return Verdict.RETRY
+    if AUDITING_OFF.search(body):
+        return Verdict.NO_AUDITING
+    if status >= 500:
         return Verdict.RETRY
     if status == 403 and code:
         return Verdict.REFUSED
-    return Verdict.FAILED
+    return VERDICTS.get(f"HTTP-{status}", Verdict.FAILED)
+
+
+def read_array(body: bytes, what: str) -> list[Any]:
+    """The entries of an answer that is an array. Raises BrokenAnswerError."""
+    try:
+        entries = json.loads(body.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        entries = None
+    if not isinstance(entries, list):
+        raise BrokenAnswerError(f"{what} is not a JSON array")
+    return entries
 
 
 def parse_listing(
@@ -1208,29 +1204,21 @@ def parse_listing(
     A blob without a readable contentCreated counts as made when it was listed. Raises
     BrokenAnswerError if it is no array.
     """
-    try:
-        entries = json.loads(body.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        raise BrokenAnswerError("the listing is not JSON") from None
-    if not isinstance(entries, list):
-        raise BrokenAnswerError("the listing is not an array")
+    entries = read_array(body, "the listing")
     blobs: list[Blob] = []
     for entry in entries:
-        content_id = entry.get("contentId") if isinstance(entry, Mapping) else None
-        if not isinstance(content_id, str) or not content_id:
-            continue
-        if HALF_CHARACTER.search(content_id):  # fits into no URL and no state
-            continue
-        uri = str(entry.get("contentUri", ""))
-        blobs.append(
-            Blob(
-                content_type,
-                content_id,
-                uri if uri.isascii() else "",
-                read_api_time(entry.get("contentCreated")) or listed,
-                read_api_time(entry.get("contentExpiration")),
+        content_id = entry.get("contentId") if isinstance(entry, dict) else None
+        if isinstance(content_id, str) and WHOLE_TEXT.fullmatch(content_id):
+            uri = str(entry.get("contentUri", ""))
+            blobs.append(
+                Blob(
+                    content_type,
+                    content_id,
+                    uri if uri.isascii() else "",
+                    read_api_time(entry.get("contentCreated")) or listed,
+                    read_api_time(entry.get("contentExpiration")),
+                )
             )
-        )
     return blobs, len(entries) - len(blobs)
 
 
@@ -1239,15 +1227,25 @@ def parse_subscriptions(body: bytes) -> set[str]:
 
     Documented by example: an entry may lack its status.
     """
+    what = "the list of subscriptions"
     try:
-        entries = json.loads(body.decode("utf-8-sig"))
         return {
             str(entry["contentType"]).lower()
-            for entry in entries
+            for entry in read_array(body, what)
             if str(entry.get("status", "enabled")).lower() != "disabled"
         }
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise BrokenAnswerError("the list of subscriptions is not JSON") from None
+    except (TypeError, KeyError, AttributeError):
+        raise BrokenAnswerError(f"{what} lacks a content type") from None
+
+
+# Printable ASCII, save what parsers of URLs take differently: # and the backslash.
+URL_TEXT = re.compile(r'[!"$-\[\]-~]+')
+UPWARDS = re.compile(r"(\.|%2e){2}", re.IGNORECASE)
+
+
+def without_port(url: str) -> str:
+    """An https URL without the port that is meant anyway."""
+    return re.sub(r"^(https://[^/]+):443(?=/)", r"\1", url, flags=re.IGNORECASE)
 
 
 class Feed(NamedTuple):
@@ -1285,9 +1283,9 @@ class Feed(NamedTuple):
 
         Observed: contentUri naming http://localhost and another tenant.
         """
-        own = self._own(blob.uri)
-        if own and "/activity/feed/audit/" in own.lower():
-            return self._published(own)
+        given = self.next_page(blob.uri)
+        if "/activity/feed/audit/" in given.lower():
+            return given
         content_id = quote(blob.id, safe="$!*'(),:@")
         return self._published(f"{self.base}/audit/{content_id}")
 
@@ -1295,44 +1293,25 @@ class Feed(NamedTuple):
         """The URL of the next page, used as given; "" if it is not of our feed.
 
         Observed: any letter case in the names, /api/v1/ for /api/v1.0/, and no
-        PublisherIdentifier.
+        PublisherIdentifier. The root is put there anew: whatever a parser may think of
+        the given one, the token goes to the configured host.
         """
-        own = self._own(uri)
-        return self._published(own) if own else ""
-
-    def _own(self, uri: str) -> str:
-        """The URI, on our own root, if it names our root and tenant; else "".
-
-        The root is put there anew: whatever a parser may think of the given one,
-        the token goes to the configured host.
-        """
-        if not re.fullmatch(r"[!-~]+", uri) or "\\" in uri or "#" in uri:
+        ours, given = without_port(f"{self.api_root}/api/"), without_port(uri)
+        rest = given[len(ours) :]
+        path = rest.partition("?")[0]
+        tenant = GUID.search(path)
+        if (
+            not given.lower().startswith(ours.lower())
+            or not URL_TEXT.fullmatch(given)
+            or UPWARDS.search(path)
+            or not tenant
+            or tenant[0].lower() != self.tenant_id
+        ):
             return ""
-        try:
-            given, ours = urlsplit(uri), urlsplit(self.api_root)
-            ports = (given.port or 443, ours.port or 443)
-        except ValueError:
-            return ""
-        same = (
-            given.scheme == "https"
-            and "@" not in given.netloc
-            and given.hostname == ours.hostname
-            and ports[0] == ports[1]
-            and given.path.lower().startswith(ours.path.lower() + "/api/")
-            and ".." not in given.path
-        )
-        tenants = [found[0].lower() for found in GUID.finditer(given.path)]
-        if not same or not tenants or tenants[0] != self.tenant_id:
-            return ""
-        query = f"?{given.query}" if given.query else ""
-        return f"{ours.scheme}://{ours.netloc}{given.path}{query}"
+        return self._published(f"{self.api_root}/api/{rest}")
 
     def _published(self, url: str) -> str:
-        names = {
-            name.lower()
-            for name, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True)
-        }
-        if "publisheridentifier" in names:
+        if "publisheridentifier=" in url.partition("?")[2].lower():
             return url
         mark = "&" if "?" in url else "?"
         return f"{url}{mark}PublisherIdentifier={self.publisher_id}"
