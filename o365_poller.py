@@ -481,6 +481,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {choices[found[0]]}?" if found else ""
 
 
+def spelled(text: str, known: Iterable[str]) -> str:
+    """A known word in its own spelling, from any case; "" if it is none of them."""
+    return {word.lower(): word for word in known}.get(text.lower(), "")
+
+
 def expanded(text: str) -> Path:
     """A path with ~ expanded, if it can be."""
     try:
@@ -511,26 +516,29 @@ def read_ini(file: Path, complaints: list[str]) -> dict[str, dict[str, str]]:
         try:
             parser.read_string("\n".join(lines))
             return {name: dict(parser[name]) for name in parser.sections()}
-        except configparser.DuplicateOptionError as twice:
-            place, number = f"[{twice.section}] {twice.option}", twice.lineno or 1
-            lines[number - 1] = ""
-        except configparser.DuplicateSectionError as twice:
-            place, number = f"[{twice.section}]", twice.lineno or 1
-            strict = False  # its keys are still to be looked at
         except configparser.MissingSectionHeaderError as missing:
-            place, number = "expected a [section] before any key", missing.lineno
-            raise ConfigError(
-                [*complaints, f"{file}: line {number}: {place}"]
-            ) from None
+            complaints.append(
+                f"{file}: line {missing.lineno}: expected a [section] before any key"
+            )
+            raise ConfigError(complaints) from None
         except configparser.ParsingError as broken:
             complaints += [
                 f"{file}: line {number}: expected 'key = value'"
                 for number, _ in broken.errors
             ]
             raise ConfigError(complaints) from None
-        complaints.append(
-            f"{file}: {place}: expected once, given again in line {number}"
-        )
+        except (
+            configparser.DuplicateSectionError,
+            configparser.DuplicateOptionError,
+        ) as twice:
+            option = getattr(twice, "option", "")
+            place = f"{file}: [{twice.section}] {option}".rstrip()
+            number = twice.lineno or 1
+            complaints.append(f"{place}: expected once, given again in line {number}")
+            if option:
+                lines[number - 1] = ""
+            else:
+                strict = False  # the section's keys are still to be looked at
 
 
 class Section:
@@ -554,13 +562,13 @@ class Section:
         else:
             self.values[key], self.places[key] = value, place
 
-    def complain(self, key: str, expected: str, hint: str = "") -> None:
+    def complain(self, key: str, expected: str) -> None:
         """Note that a key's value is not what was expected; secrets stay unshown."""
         place = self.places.get(key, f"{self.file}: [{self.name}] {key}")
         got = "" if key in SECRET_KEYS else f", got {plain(self.values.get(key, ''))!r}"
         if key not in self.values:
             got = "; it is missing"
-        self.complaints.append(f"{place}: expected {expected}{got}{hint}")
+        self.complaints.append(f"{place}: expected {expected}{got}")
 
     def text(self, key: str, default: str = "") -> str:
         """The value as it stands, or the default."""
@@ -569,10 +577,6 @@ class Section:
             self.complain(key, "one line")
             return default
         return value
-
-    def secret(self, key: str) -> Secret:
-        """A value that is never shown."""
-        return Secret(self.text(key))
 
     def items(self, key: str, default: str = "") -> list[str]:
         """The parts of a list, by comma or line."""
@@ -601,12 +605,10 @@ class Section:
 
     def choice(self, key: str, default: str, known: Iterable[str]) -> str:
         """One of the known words, in any case."""
-        words = {word.lower(): word for word in known}
-        text = self.text(key, default)
-        if text.lower() not in words:
-            expected = f"one of {', '.join(words.values())}"
-            self.complain(key, expected, nearest(text, words.values()))
-        return words.get(text.lower(), default)
+        found = spelled(self.text(key, default), known)
+        if not found:
+            self.complain(key, f"one of {', '.join(known)}")
+        return found or default
 
     def guid(self, key: str) -> str:
         """A GUID in lower case."""
@@ -632,24 +634,18 @@ class Section:
         text = self.text(key)
         return self.file.absolute().parent / expanded(text) if text else None
 
-    def readable(self, key: str) -> bytes | None:
-        """The bytes of the file that a key names; None, with a complaint if not."""
+    def loaded(self, key: str, expected: str, load: Callable[[bytes], Any]) -> Any:
+        """What is made of the file that a key names; None, with a complaint if not."""
         path = self.path(key)
         if path is None:
             return None
         try:
-            return path.read_bytes()
+            data = path.read_bytes()
         except OSError as error:
             self.complain(key, f"a readable file ({path}: {error.strerror})")
             return None
-
-    def parsed(self, key: str, expected: str, parse: Callable[[bytes], Any]) -> Any:
-        """What is made of the file that a key names; None, with a complaint if not."""
-        data = self.readable(key)
-        if data is None:
-            return None
         try:
-            return parse(data)
+            return load(data)
         except Exception as error:  # noqa: BLE001 -- whatever the libraries raise
             self.complain(key, f"{expected} ({type(error).__name__})")
             return None
@@ -657,7 +653,7 @@ class Section:
     def trusted(self, key: str) -> Path | None:
         """The path of a PEM file with certificates to trust; None if not given."""
         path = self.path(key)
-        self.parsed(
+        self.loaded(
             key,
             "certificates in PEM form",
             lambda _: ssl.create_default_context(cafile=path),
@@ -694,28 +690,28 @@ def read_private_key(azure: Section) -> Any:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    pem = azure.readable("private_key")
-    passphrase = azure.secret("private_key_passphrase").reveal()
+    pem = azure.loaded("private_key", "", bytes)
+    passphrase = Secret(azure.text("private_key_passphrase")).reveal()
     if pem is None:
         return None
-    key, expected = "private_key_passphrase", "the passphrase of the encrypted key"
     try:
         # The library's check of the numbers would take 30 ms at each start.
-        found = load_pem_private_key(
+        key = load_pem_private_key(
             pem, passphrase.encode() or None, unsafe_skip_rsa_key_validation=True
         )
-        if isinstance(found, RSAPrivateKey):
-            return found
-        key, expected = "private_key", "an RSA key, as Entra ID takes"
-    except TypeError:  # by cryptography's documentation: given or missing wrongly
-        if passphrase:
-            expected = "none, for the key is not encrypted"
     except Exception as error:  # noqa: BLE001 -- any parse error of the library
-        if not passphrase or b"ENCRYPTED" not in pem:
+        # TypeError by cryptography's documentation: given or missing wrongly.
+        if isinstance(error, TypeError) or (passphrase and b"ENCRYPTED" in pem):
+            expected = "the passphrase of the encrypted key, and none for another"
+            azure.complain("private_key_passphrase", expected)
+        else:
             reason = type(error).__name__
-            key, expected = "private_key", f"a private key in PEM form ({reason})"
-    azure.complain(key, expected)
-    return None
+            azure.complain("private_key", f"a private key in PEM form ({reason})")
+        return None
+    if not isinstance(key, RSAPrivateKey):
+        azure.complain("private_key", "an RSA key, as Entra ID takes")
+        return None
+    return key
 
 
 def read_credential(azure: Section) -> Credential:
@@ -726,7 +722,7 @@ def read_credential(azure: Section) -> Credential:
     """
     files = ("private_key", "certificate", "thumbprint")
     given = [key for key in files if key in azure.values]
-    secret = azure.secret("client_secret")
+    secret = Secret(azure.text("client_secret"))
     if secret:
         if given or not azure.places["client_secret"].startswith("environment"):
             azure.complain(
@@ -755,7 +751,7 @@ def read_key_pair(azure: Section) -> Credential:
             "thumbprint",
             "a SHA-1 thumbprint: 40 hex digits, or 28 characters of base64",
         )
-    certificate = azure.parsed(
+    certificate = azure.loaded(
         "certificate", "a certificate in PEM form", x509.load_pem_x509_certificate
     )
     if certificate is None:
@@ -790,22 +786,16 @@ def read_azure(azure: Section) -> Azure:
     )
 
 
-def content_type(text: str) -> str:
-    """A content type in Microsoft's spelling, from any case; "" if unknown."""
-    return {known.lower(): known for known in CONTENT_TYPES}.get(text.lower(), "")
-
-
 def read_poll(poll: Section) -> Poll:
     """[poll], checked."""
     wanted = poll.items("content_types", CONTENT_TYPES[0])
-    for text in wanted or [""]:
-        if not content_type(text):
-            expected = f"some of {', '.join(CONTENT_TYPES)}"
-            poll.complain("content_types", expected, nearest(text, CONTENT_TYPES))
+    types = [spelled(text, CONTENT_TYPES) for text in wanted]
+    if not types or "" in types:
+        poll.complain("content_types", f"some of {', '.join(CONTENT_TYPES)}")
     state_file = poll.path("state_file") or poll.file.absolute().with_suffix(".db")
     day = 24 * 60 - 1
     return Poll(
-        content_types=tuple(dict.fromkeys(map(content_type, wanted))),
+        content_types=tuple(dict.fromkeys(types)),
         window=timedelta(minutes=poll.number("window_minutes", 10, 1, day)),
         overlap=timedelta(minutes=poll.number("overlap_minutes", 5, 0, day)),
         state_file=poll.writable("state_file", state_file),
@@ -837,11 +827,11 @@ def read_logstash(logstash: Section, *, needed: bool) -> Logstash:
         timeout_seconds=logstash.number("timeout_seconds", 120.0, 0.1, 86400),
         run_events=logstash.boolean("run_events"),
     )
-    key_is_there = logstash.readable("key_file") is not None
+    key_is_there = logstash.loaded("key_file", "", bytes) is not None
     if settings.key_file and not settings.cert_file:
         logstash.complain("cert_file", "the key's certificate")
     elif key_is_there or not settings.key_file:
-        logstash.parsed(
+        logstash.loaded(
             "cert_file",
             "a PEM certificate and its key, which is not encrypted",
             lambda _: load_client_certificate(ssl.create_default_context(), settings),
@@ -862,7 +852,7 @@ def read_alerts(alerts: Section) -> Alerts:
     if host and not re.fullmatch(HOST_NAME, host):
         alerts.complain("smtp_host", "a host name, without port")
     security = alerts.choice("smtp_security", "none", SMTP_PORTS)
-    username, password = alerts.text("username"), alerts.secret("password")
+    username, password = alerts.text("username"), Secret(alerts.text("password"))
     given = [bool(username), bool(password)]
     if any(given) and (security == "none" or not all(given)):
         alerts.complain(
@@ -6288,7 +6278,7 @@ def read_order(
     complaints: list[str] = []
     types = []
     for text in arguments.content_type or ():
-        known = content_type(text)
+        known = spelled(text, CONTENT_TYPES)
         types.append(known)
         if not known:
             complaints.append(
