@@ -691,6 +691,7 @@ def read_private_key(azure: Section) -> Any:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     pem = azure.loaded("private_key", "", bytes)
+    # A Secret, so that the redactor knows it.
     passphrase = Secret(azure.text("private_key_passphrase")).reveal()
     if pem is None:
         return None
