@@ -296,7 +296,8 @@ class Secret:
         self._value = value
         if len(value) >= 4:  # shorter ones would black out half of every line
             # A form carries it encoded, and whoever refuses the form may echo that.
-            self.known.update((value, quote(value, safe=""), quote_plus(value)))
+            encoded = quote_plus(value, errors="replace")
+            self.known.update((value, encoded, encoded.replace("+", "%20")))
 
     def reveal(self) -> str:
         """The value itself; every use can be found by this word."""

@@ -859,6 +859,11 @@ def test_the_passphrase_and_the_encoded_client_secret_are_known_to_the_redactor(
         assert plain(f"secret={form}&x") == "secret=***&x"
 
 
+def test_a_secret_that_is_no_utf_8_is_blacked_out_too() -> None:
+    Secret("ill\udcffformed")  # as the environment gives a byte that is none
+    assert plain("it is ill\udcffformed") == "it is ***"
+
+
 def test_a_secret_that_begins_another_leaves_nothing_of_it() -> None:
     Secret("lavender")
     Secret("lavender-blue")
