@@ -59,7 +59,6 @@ import sys
 import termios
 import threading
 import time
-import unicodedata
 import warnings
 import zlib
 from collections import deque
@@ -78,7 +77,7 @@ from typing import (
     TextIO,
     TypeVar,
 )
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import quote, quote_plus, urlencode, urlsplit
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
@@ -177,55 +176,30 @@ SEND_CHUNK = 256 * 1024
 
 
 class Exit(enum.IntEnum):
-    """One number for each thing that a person would have to do."""
+    """One number for each thing that a person would have to do, and what it says."""
 
-    OK = 0
-    UNEXPECTED = 1
-    USAGE = 2
-    INCOMPLETE = 3
-    REFUSED = 4
-    SINK = 5
-    GAP = 6
-    BUSY = 75
-    INTERRUPTED = 130
-    TERMINATED = 143
+    OK = 0, "all that was available is delivered, or nothing was new"
+    UNEXPECTED = 1, "a defect of the program; see the log"
+    USAGE = 2, "command line, configuration or state file is wrong"
+    INCOMPLETE = 3, "Microsoft did not give all of it; the next run retries"
+    REFUSED = 4, "no token, a permission missing, or auditing off"
+    SINK = 5, "no Logstash took the events; they are sent again"
+    GAP = 6, "something can no longer be had; it is named, once"
+    BUSY = 75, "another poll holds the lock"
+    INTERRUPTED = 130, "interrupted; stopped cleanly"
+    TERMINATED = 143, "terminated; stopped cleanly"
 
-    @property
-    def meaning(self) -> str:
-        """What the code says, in a line."""
-        return EXIT_MEANINGS[self][0]
+    meaning: str
 
-    @property
-    def who(self) -> str:
-        """Who has to act."""
-        return EXIT_MEANINGS[self][1]
+    def __new__(cls, number: int, meaning: str = "") -> Exit:
+        """A member of this number, with its meaning."""
+        member = int.__new__(cls, number)
+        member._value_, member.meaning = number, meaning
+        return member
 
-
-EXIT_MEANINGS: dict[Exit, tuple[str, str]] = {
-    Exit.OK: ("all that was available is delivered, or nothing was new", "nobody"),
-    Exit.UNEXPECTED: ("a defect of the program; see the log", "maintainer"),
-    Exit.USAGE: ("command line, configuration or state file is wrong", "operator"),
-    Exit.INCOMPLETE: (
-        "Microsoft did not give all of it; the next run retries",
-        "nobody, unless it repeats",
-    ),
-    Exit.REFUSED: ("no token, a permission missing, or auditing off", "tenant admin"),
-    Exit.SINK: ("no Logstash took the events; they are sent again", "Logstash admin"),
-    Exit.GAP: ("something can no longer be had; it is named, once", "security team"),
-    Exit.BUSY: ("another poll holds the lock", "nobody, unless it repeats"),
-    Exit.INTERRUPTED: ("interrupted; stopped cleanly", "nobody"),
-    Exit.TERMINATED: ("terminated; stopped cleanly", "nobody"),
-}
 
 # Several at once: the first of these is the run's.
-EXIT_ORDER = (
-    Exit.UNEXPECTED,
-    Exit.USAGE,
-    Exit.REFUSED,
-    Exit.GAP,
-    Exit.SINK,
-    Exit.INCOMPLETE,
-)
+EXIT_ORDER = tuple(map(Exit, (1, 2, 4, 6, 5, 3)))
 
 
 def worst(exits: Iterable[Exit]) -> Exit:
@@ -249,11 +223,10 @@ class ConfigError(PollerError):
 
     exit = Exit.USAGE
 
-    def __init__(self, complaints: Sequence[str]) -> None:
+    def __init__(self, complaints: Iterable[str]) -> None:
         self.complaints = tuple(complaints)
-        super().__init__(
-            "\n".join(complaints), "nothing was asked or sent", "correct it"
-        )
+        what = "\n".join(self.complaints)
+        super().__init__(what, "nothing was asked or sent", "correct it")
 
 
 class StateError(PollerError):
@@ -312,16 +285,7 @@ class Stopped(BaseException):
         self.exit = Exit(128 + signum)
 
 
-def plain(text: str, most: int = 300) -> str:
-    """Text from elsewhere made fit for one line of a log: no controls, not long."""
-    printable = "".join(
-        " " if unicodedata.category(c)[0] in "CZ" else c for c in text[: 4 * most]
-    )
-    line = " ".join(printable.split())
-    return line if len(line) <= most else line[: most - 3] + "..."
-
-
-# == Settings ================================================================
+# -- what is said, without secrets --------------------------------------------
 
 
 class Secret:
@@ -332,7 +296,9 @@ class Secret:
     def __init__(self, value: str) -> None:
         self._value = value
         if len(value) >= 4:  # shorter ones would black out half of every line
-            self.known.add(value)
+            # A form carries it encoded, and whoever refuses the form may echo that.
+            encoded = quote_plus(value, errors="replace")
+            self.known.update((value, encoded, encoded.replace("+", "%20")))
 
     def reveal(self) -> str:
         """The value itself; every use can be found by this word."""
@@ -347,7 +313,8 @@ class Secret:
 
 def blacked_out(text: str) -> str:
     """The text with no known secret in it."""
-    for secret in tuple(Secret.known):
+    # The longest first: one that begins another must not leave the other's end.
+    for secret in sorted(Secret.known, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
 
@@ -357,12 +324,24 @@ class Redactor(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Let every record pass, with the secrets in it blacked out."""
-        if record.exc_info and not record.exc_text:
-            record.exc_text = logging.Formatter().formatException(record.exc_info)
-        if record.exc_text:
-            record.exc_text = blacked_out(record.exc_text)
+        if record.exc_info:
+            traceback = logging.Formatter().formatException(record.exc_info)
+            record.exc_text = blacked_out(traceback)
         record.msg, record.args = blacked_out(record.getMessage()), ()
         return True
+
+
+def plain(text: str, most: int = 300) -> str:
+    """Text from elsewhere made fit for one line of a log: no controls, not long.
+
+    Secrets are blacked out before it is cut: half of one is known to nobody after.
+    """
+    begin = blacked_out(text)[: 4 * most]
+    line = " ".join("".join(c if c.isprintable() else " " for c in begin).split())
+    return line if len(line) <= most else line[: most - 3] + "..."
+
+
+# == Settings ================================================================
 
 
 class Credential(NamedTuple):
@@ -408,11 +387,8 @@ class Host(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return (
-            f"[{self.name}]:{self.port}"
-            if ":" in self.name
-            else (f"{self.name}:{self.port}")
-        )
+        name = f"[{self.name}]" if ":" in self.name else self.name
+        return f"{name}:{self.port}"
 
 
 class Logstash(NamedTuple):
@@ -468,59 +444,34 @@ class Settings(NamedTuple):
 
 
 # Every key that there is; config.example.ini and README are held to it by a test.
-KEYS: dict[str, tuple[str, ...]] = {
-    "azure": (
-        "tenant_id",
-        "client_id",
-        "private_key",
-        "certificate",
-        "thumbprint",
-        "private_key_passphrase",
-        "client_secret",
-        "cloud",
-        "login_root",
-        "api_root",
-        "graph_root",
-        "ca_bundle",
-        "publisher_id",
-    ),
-    "poll": (
-        "content_types",
-        "window_minutes",
-        "overlap_minutes",
-        "state_file",
-        "workers",
+KEYS = {
+    section: tuple(keys.split())
+    for section, keys in {
+        "azure": "tenant_id client_id private_key certificate thumbprint "
+        "private_key_passphrase client_secret cloud login_root api_root graph_root "
+        "ca_bundle publisher_id",
+        "poll": "content_types window_minutes overlap_minutes state_file workers "
         "timeout_seconds",
-    ),
-    "logstash": (
-        "hosts",
-        "tls",
-        "ca_file",
-        "cert_file",
-        "key_file",
-        "timeout_seconds",
-        "run_events",
-    ),
-    "logging": ("file", "level"),
-    "graph": ("application_names", "cache_file"),
-    "alerts": (
-        "smtp_host",
-        "smtp_port",
-        "smtp_security",
-        "username",
-        "password",
-        "from",
-        "to",
-        "repeat_hours",
-        "certificate_days",
-    ),
+        "logstash": "hosts tls ca_file cert_file key_file timeout_seconds run_events",
+        "logging": "file level",
+        "graph": "application_names cache_file",
+        "alerts": "smtp_host smtp_port smtp_security username password from to "
+        "repeat_hours certificate_days",
+    }.items()
 }
 SECRET_KEYS = ("private_key_passphrase", "client_secret", "password")
-ENVIRONMENT = "O365_POLLER_"
 SMTP_PORTS = {"none": 25, "starttls": 587, "tls": 465}
-GUID = re.compile("-".join(f"[0-9A-Fa-f]{{{n}}}" for n in (8, 4, 4, 4, 12)))
-HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?")
-TRUE_WORDS, FALSE_WORDS = ("yes", "true", "on", "1"), ("no", "false", "off", "0")
+GUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+HOST_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?\.?"
+ADDRESS = r"(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f.]*(?:%\w+)?"  # IPv6
+HOST = re.compile(rf"(?:\[({ADDRESS})\]|({HOST_NAME})):([0-9]{{1,5}})")
+# https, host and port; then a path, which is not to hold a tenant.
+ROOT = re.compile(
+    rf"(https://{HOST_NAME}(?::([0-9]{{1,5}}))?)((?:/[\w.~!$&'()*+,;=:%-]*)*)",
+    re.ASCII | re.IGNORECASE,
+)
+MAIL = re.compile(r"[^@\s<>]+@[^@\s<>]+")
+Number = TypeVar("Number", int, float)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -532,60 +483,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {choices[found[0]]}?" if found else ""
 
 
-def read_text(file: Path, complaints: list[str]) -> str | None:
-    """The text of a file; None, with a complaint, where it holds none."""
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        complaints.append(f"{file}: cannot be read: {error.strerror}")
-        return None
-    except UnicodeDecodeError:
-        complaints.append(f"{file}: expected a text file (INI, UTF-8)")
-        return None
-    if "\0" in text:
-        complaints.append(f"{file}: expected a text file (INI, UTF-8), got binary data")
-        return None
-    return text
-
-
-def read_ini(file: Path, complaints: list[str]) -> dict[str, dict[str, str]] | None:
-    """The file's sections and keys; None, with complaints, if it cannot be read."""
-    text = read_text(file, complaints)
-    if text is None:
-        return None
-    lines = text.splitlines()
-    strict = True
-    while True:
-        parser = configparser.RawConfigParser(
-            default_section="\0", empty_lines_in_values=False, strict=strict
-        )
-        try:
-            parser.read_string("\n".join(lines))
-        except configparser.DuplicateOptionError as twice:
-            complaints.append(
-                f"{file}: [{twice.section}] {twice.option}: "
-                f"expected once, given again in line {twice.lineno}"
-            )
-            lines[(twice.lineno or 1) - 1] = ""
-        except configparser.DuplicateSectionError as twice:
-            complaints.append(
-                f"{file}: [{twice.section}]: expected once, "
-                f"given again in line {twice.lineno}"
-            )
-            strict = False  # its keys are still to be looked at
-        except configparser.MissingSectionHeaderError as missing:
-            complaints.append(
-                f"{file}: line {missing.lineno}: expected a [section] before any key"
-            )
-            return None
-        except configparser.ParsingError as broken:
-            complaints.extend(
-                f"{file}: line {number}: expected 'key = value'"
-                for number, _ in broken.errors
-            )
-            return None
-        else:
-            return {name: dict(parser[name]) for name in parser.sections()}
+def spelled(text: str, known: Iterable[str]) -> str:
+    """A known word in its own spelling, from any case; "" if it is none of them."""
+    return {word.lower(): word for word in known}.get(text.lower(), "")
 
 
 def expanded(text: str) -> Path:
@@ -596,192 +496,178 @@ def expanded(text: str) -> Path:
         return Path(text)
 
 
-class Reader:
-    """Takes values out of the file and the environment, and collects complaints."""
+def read_ini(file: Path, complaints: list[str]) -> dict[str, dict[str, str]]:
+    """The file's sections and keys.
 
-    def __init__(self, file: Path, environ: Mapping[str, str], *, named: bool) -> None:
-        self.file = file
-        self.complaints: list[str] = []
-        self.values: dict[tuple[str, str], str] = {}
-        self.places: dict[tuple[str, str], str] = {}
-        if named or file.exists():
-            self._take_file()
-        self._take_environment(environ)
-
-    def _take_file(self) -> None:
-        found = read_ini(self.file, self.complaints)
-        if found is None:
-            # Nothing can be said of its keys: that they are missing least of all.
-            raise ConfigError(self.complaints)
-        for section, keys in found.items():
-            if section not in KEYS:
-                self.complaints.append(
-                    f"{self.file}: [{section}]: unknown section; expected one of "
-                    f"{', '.join(KEYS)}{nearest(section, KEYS)}"
-                )
-                continue
-            for key, value in keys.items():
-                place = f"{self.file}: [{section}] {key}"
-                if key not in KEYS[section]:
-                    hint = nearest(key, KEYS[section])
-                    self.complaints.append(f"{place}: unknown key{hint}")
-                elif not value.strip():
-                    self.complaints.append(
-                        f"{place}: expected a value, got none; "
-                        "leave the line out for the default"
-                    )
-                else:
-                    self.values[section, key] = value.strip()
-                    self.places[section, key] = place
-
-    def _take_environment(self, environ: Mapping[str, str]) -> None:
-        for name in sorted(environ):
-            section, _, key = name.removeprefix(ENVIRONMENT).lower().partition("_")
-            if not name.startswith(ENVIRONMENT) or section not in KEYS:
-                continue
-            value = environ[name].strip()
-            if not value:
-                continue
-            if key not in KEYS[section]:
-                names = [f"{ENVIRONMENT}{section}_{k}".upper() for k in KEYS[section]]
-                self.complaints.append(
-                    f"environment: {name}: unknown key{nearest(name, names)}"
-                )
-                continue
-            self.values[section, key] = value
-            self.places[section, key] = f"environment: {name}: [{section}] {key}"
-
-    def complain(self, section: str, key: str, expected: str, hint: str = "") -> None:
-        """Note that a key's value is not what was expected; secrets stay unshown."""
-        place = self.places.get((section, key), f"{self.file}: [{section}] {key}")
-        value = self.values.get((section, key))
-        got = "" if value is None or key in SECRET_KEYS else f", got {plain(value)!r}"
-        self.complaints.append(f"{place}: expected {expected}{got}{hint}")
-
-    def text(self, section: str, key: str, default: str = "") -> str:
-        """The value as it stands, or the default."""
-        value = self.values.get((section, key), default)
-        if "\n" in value and key not in ("hosts", "content_types", "to"):
-            self.complain(section, key, "one line")
-            return default
-        return value
-
-    def required(self, section: str, key: str, expected: str) -> str:
-        """A value that must be there."""
-        if (section, key) not in self.values:
-            self.complain(section, key, f"{expected}; it is missing")
-        return self.text(section, key)
-
-    def number(
-        self, section: str, key: str, default: float, least: float, most: float
-    ) -> float:
-        """A number within bounds, both included."""
-        text = self.text(section, key, str(default))
+    Raises ConfigError if it cannot be read: nothing can be said of its keys then, that
+    they are missing least of all.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError([f"{file}: cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise ConfigError([f"{file}: expected a text file (INI, UTF-8)"])
+    lines, strict = text.splitlines(), True
+    while True:
+        parser = configparser.RawConfigParser(
+            default_section="\0", empty_lines_in_values=False, strict=strict
+        )
         try:
-            value = float(text)
-        except ValueError:
-            value = least - 1
-        if not least <= value <= most:
-            self.complain(section, key, f"a number from {least:g} to {most:g}")
-            return default
-        return value
+            parser.read_string("\n".join(lines))
+            return {name: dict(parser[name]) for name in parser.sections()}
+        except configparser.MissingSectionHeaderError as missing:
+            complaints.append(
+                f"{file}: line {missing.lineno}: expected a [section] before any key"
+            )
+            raise ConfigError(complaints) from None
+        except configparser.ParsingError as broken:
+            complaints += [
+                f"{file}: line {number}: expected 'key = value'"
+                for number, _ in broken.errors
+            ]
+            raise ConfigError(complaints) from None
+        except (
+            configparser.DuplicateSectionError,
+            configparser.DuplicateOptionError,
+        ) as twice:
+            option = getattr(twice, "option", "")
+            place = f"{file}: [{twice.section}] {option}".rstrip()
+            number = twice.lineno or 1
+            complaints.append(f"{place}: expected once, given again in line {number}")
+            if option:
+                lines[number - 1] = ""
+            else:
+                strict = False  # the section's keys are still to be looked at
 
-    def integer(
-        self, section: str, key: str, default: int, least: int, most: int
-    ) -> int:
-        """A whole number within bounds, both included."""
-        text = self.text(section, key, str(default))
-        value = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else least - 1
-        if not least <= value <= most:
-            self.complain(section, key, f"a whole number from {least} to {most}")
-            return default
-        return value
 
-    def boolean(self, section: str, key: str) -> bool:
-        """Yes or no; no if not given."""
-        word = self.text(section, key, "no").lower()
-        if word not in TRUE_WORDS + FALSE_WORDS:
-            self.complain(section, key, "yes or no")
-        return word in TRUE_WORDS
+class Section:
+    """Takes values out of one section, and notes complaints about them."""
 
-    def choice(self, section: str, key: str, default: str, known: Iterable[str]) -> str:
-        """One of the known words, in any case."""
-        words = {word.lower(): word for word in known}
-        text = self.text(section, key, default)
-        if text.lower() not in words:
-            hint = nearest(text, words.values())
-            self.complain(section, key, f"one of {', '.join(words.values())}", hint)
-            return default
-        return words[text.lower()]
+    def __init__(self, name: str, file: Path, complaints: list[str]) -> None:
+        self.name, self.file, self.complaints = name, file, complaints
+        self.values: dict[str, str] = {}
+        self.places: dict[str, str] = {}
 
-    def guid(self, section: str, key: str, default: str | None = None) -> str:
-        """A GUID in lower case; required without a default."""
-        expected = "a GUID such as 11111111-2222-3333-4444-555555555555"
-        if default is None:
-            text = self.required(section, key, expected)
+    def take(self, key: str, value: str, place: str) -> None:
+        """Note a value that the file or the environment gives for a key."""
+        if key not in KEYS[self.name]:
+            hint = nearest(key, KEYS[self.name])
+            self.complaints.append(f"{place}: unknown key{hint}")
+        elif not value:
+            self.complaints.append(
+                f"{place}: expected a value, got none; "
+                "leave the line out for the default"
+            )
         else:
-            text = self.text(section, key, default)
-        if text and text != default and not GUID.fullmatch(text):
-            self.complain(section, key, expected)
-        return text.lower()
+            self.values[key], self.places[key] = value, place
 
-    def items(self, section: str, key: str, default: str = "") -> list[str]:
+    def complain(self, key: str, expected: str) -> None:
+        """Note that a key's value is not what was expected; secrets stay unshown."""
+        place = self.places.get(key, f"{self.file}: [{self.name}] {key}")
+        got = "" if key in SECRET_KEYS else f", got {plain(self.values.get(key, ''))!r}"
+        if key not in self.values:
+            got = "; it is missing"
+        self.complaints.append(f"{place}: expected {expected}{got}")
+
+    def text(self, key: str, default: str = "") -> str:
+        """The value as it stands, or the default."""
+        value = self.values.get(key, default)
+        if "\n" in value:
+            self.complain(key, "one line")
+            return default
+        return value
+
+    def items(self, key: str, default: str = "") -> list[str]:
         """The parts of a list, by comma or line."""
-        text = self.text(section, key, default)
-        return [part.strip() for part in re.split(r"[,\n]", text) if part.strip()]
+        parts = re.split(r"[,\n]", self.values.get(key, default))
+        return [part.strip() for part in parts if part.strip()]
 
-    def path(self, section: str, key: str) -> Path | None:
+    def number(self, key: str, default: Number, least: float, most: float) -> Number:
+        """A number of the default's kind within bounds, both included."""
+        kind, text = type(default), self.text(key, str(default))
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+            if text.isascii() and least <= value <= most:
+                return value
+        whole = "whole " if kind is int else ""
+        self.complain(key, f"a {whole}number from {least:g} to {most:g}")
+        return default
+
+    def boolean(self, key: str) -> bool:
+        """Yes or no; no if not given."""
+        found = configparser.RawConfigParser.BOOLEAN_STATES.get(
+            self.text(key, "no").lower()
+        )
+        if found is None:
+            self.complain(key, "yes or no")
+        return bool(found)
+
+    def choice(self, key: str, default: str, known: Iterable[str]) -> str:
+        """One of the known words, in any case."""
+        found = spelled(self.text(key, default), known)
+        if not found:
+            self.complain(key, f"one of {', '.join(known)}")
+        return found or default
+
+    def guid(self, key: str) -> str:
+        """A GUID in lower case."""
+        text = self.text(key).lower()
+        if not GUID.fullmatch(text):
+            self.complain(key, "a GUID such as 11111111-2222-3333-4444-555555555555")
+        return text
+
+    def root(self, key: str, default: str) -> str:
+        """An https address without a tenant, query or trailing slash.
+
+        Scheme and host in lower case, as msal has them whatever it was given.
+        """
+        text = self.text(key, default).rstrip("/")
+        found = ROOT.fullmatch(text)
+        if not found or not 0 < int(found[2] or 443) < 65536 or GUID.search(found[3]):
+            self.complain(key, "an https:// address without a tenant in it")
+            return default
+        return found[1].lower() + found[3]
+
+    def path(self, key: str) -> Path | None:
         """A path, relative to the configuration file's folder; None if not given."""
-        text = self.text(section, key)
-        return self.resolve(text) if text else None
+        text = self.text(key)
+        return self.file.absolute().parent / expanded(text) if text else None
 
-    def resolve(self, text: str) -> Path:
-        """Where a path of the configuration points to."""
-        return self.file.absolute().parent / expanded(text)
-
-    def readable(self, section: str, key: str) -> bytes | None:
-        """The bytes of the file that a key names; None, with a complaint if not."""
-        path = self.path(section, key)
+    def loaded(self, key: str, expected: str, load: Callable[[bytes], Any]) -> Any:
+        """What is made of the file that a key names; None, with a complaint if not."""
+        path = self.path(key)
         if path is None:
             return None
         try:
-            return path.read_bytes()
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            self.complain(section, key, f"a readable file ({path}: {reason})")
+            data = path.read_bytes()
+        except OSError as error:
+            self.complain(key, f"a readable file ({path}: {error.strerror})")
+            return None
+        try:
+            return load(data)
+        except Exception as error:  # noqa: BLE001 -- whatever the libraries raise
+            self.complain(key, f"{expected} ({type(error).__name__})")
             return None
 
-    def writable(self, section: str, key: str, path: Path) -> Path:
-        """A path at which a file can be made; the folder must be there."""
-        try:
-            if path.is_dir():
-                self.complain(section, key, f"a file, and {path} is a folder")
-            elif not path.parent.is_dir():
-                self.complain(section, key, f"a file in a folder that exists ({path})")
-        except OSError as error:
-            expected = f"a file that this user may write ({path}: {error.strerror})"
-            self.complain(section, key, expected)
+    def trusted(self, key: str) -> Path | None:
+        """The path of a PEM file with certificates to trust; None if not given."""
+        path = self.path(key)
+        self.loaded(
+            key,
+            "certificates in PEM form",
+            lambda _: ssl.create_default_context(cafile=path),
+        )
         return path
 
-    def root(self, key: str, default: str) -> str:
-        """An https address without a tenant, query or trailing slash."""
-        text = self.text("azure", key, default).rstrip("/")
-        try:
-            parts = urlsplit(text)
-            port_is_good = parts.port is None or parts.port > 0
-        except ValueError:
-            parts, port_is_good = urlsplit(""), False
-        good = (
-            port_is_good
-            and parts.scheme == "https"
-            and HOST_NAME.fullmatch(parts.hostname or "")
-            and re.fullmatch(r"https://[!-~]+", text)
-            and not set("@?#\\") & set(text)
-            and not GUID.search(parts.path)
-        )
-        if not good:
-            self.complain("azure", key, "an https:// address without a tenant in it")
-        return text
+    def writable(self, key: str, path: Path) -> Path:
+        """A path at which a file can be made; the folder must be there."""
+        is_folder = os.path.isdir  # which says no where Path.is_dir() raises
+        if is_folder(path) or not is_folder(path.parent):
+            self.complain(key, f"a file, in a folder that exists ({path})")
+        return path
 
 
 # -- key and certificate ------------------------------------------------------
@@ -797,253 +683,162 @@ def read_thumbprint(text: str) -> str:
     if re.fullmatch(r"[0-9A-Fa-f]{40}", digits):
         return digits.lower()
     if re.fullmatch(r"[A-Za-z0-9+/_-]{27}=?", digits):
-        return base64.urlsafe_b64decode(
-            digits.rstrip("=").replace("+", "-").replace("/", "_") + "="
-        ).hex()
+        return base64.urlsafe_b64decode(digits[:27] + "=").hex()
     return ""
 
 
-def read_private_key(reader: Reader) -> Any:
+def read_private_key(azure: Section) -> Any:
     """The RSA key of [azure] private_key, or None with a complaint."""
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    pem = reader.readable("azure", "private_key")
+    pem = azure.loaded("private_key", "", bytes)
+    # A Secret, so that the redactor knows it.
+    passphrase = Secret(azure.text("private_key_passphrase")).reveal()
     if pem is None:
         return None
-    passphrase = reader.text("azure", "private_key_passphrase")
     try:
-        # Its own check of the numbers takes 30 ms at each start; signs_for() does too,
-        # by use.
+        # The library's check of the numbers would take 30 ms at each start.
         key = load_pem_private_key(
             pem, passphrase.encode() or None, unsafe_skip_rsa_key_validation=True
         )
-    except TypeError:  # by cryptography's documentation: given or missing wrongly
-        fit = (
-            "none, for the key is not encrypted"
-            if passphrase
-            else ("the passphrase of the encrypted key; it is missing")
-        )
-        reader.complain("azure", "private_key_passphrase", fit)
-        return None
     except Exception as error:  # noqa: BLE001 -- any parse error of the library
-        if passphrase and b"ENCRYPTED" in pem:
-            expected = "the passphrase that opens the private key"
-            reader.complain("azure", "private_key_passphrase", expected)
+        # TypeError by cryptography's documentation: given or missing wrongly.
+        if isinstance(error, TypeError) or (passphrase and b"ENCRYPTED" in pem):
+            expected = "the passphrase of the encrypted key, and none for another"
+            azure.complain("private_key_passphrase", expected)
         else:
             reason = type(error).__name__
-            expected = f"a private key in PEM form ({reason})"
-            reader.complain("azure", "private_key", expected)
+            azure.complain("private_key", f"a private key in PEM form ({reason})")
         return None
     if not isinstance(key, RSAPrivateKey):
-        reader.complain("azure", "private_key", "an RSA key, as Entra ID takes")
+        azure.complain("private_key", "an RSA key, as Entra ID takes")
         return None
     return key
 
 
-def read_certificate(reader: Reader) -> Any:
-    """The certificate of [azure] certificate, or None, with a complaint if bad."""
-    from cryptography import x509
-
-    pem = reader.readable("azure", "certificate")
-    if pem is None:
-        return None
-    try:
-        return x509.load_pem_x509_certificate(pem)
-    except Exception as error:  # noqa: BLE001 -- any parse error of the library
-        reason = type(error).__name__
-        expected = f"a certificate in PEM form ({reason})"
-        reader.complain("azure", "certificate", expected)
-        return None
-
-
-def read_credential(reader: Reader) -> Credential:
+def read_credential(azure: Section) -> Credential:
     """The key with its certificate or thumbprint, or the secret; checked locally.
 
     A key that does not fit its certificate is refused by Entra ID alone
     (AADSTS700027), with nothing said of the reason: so it is compared here.
     """
-    given = [
-        key
-        for key in ("private_key", "certificate", "thumbprint")
-        if ("azure", key) in reader.values
-    ]
-    secret = reader.text("azure", "client_secret")
+    files = ("private_key", "certificate", "thumbprint")
+    given = [key for key in files if key in azure.values]
+    secret = Secret(azure.text("client_secret"))
     if secret:
-        if not reader.places["azure", "client_secret"].startswith("environment"):
-            reader.complain(
-                "azure",
+        if given or not azure.places["client_secret"].startswith("environment"):
+            azure.complain(
                 "client_secret",
-                "it in the environment alone, never in the file",
+                "it in the environment alone, never in the file, and with no "
+                f"{', '.join(files)} beside it",
             )
-        if given:
-            reader.complain(
-                "azure", "client_secret", f"no {' and no '.join(given)} beside it"
-            )
-        return Credential(None, "", "", Secret(secret))
+        return Credential(None, "", "", secret)
     if "private_key" not in given:
-        reader.complain("azure", "private_key", "the path of a PEM file; it is missing")
+        azure.complain("private_key", "the path of a PEM file")
     if not {"certificate", "thumbprint"} & set(given):
-        reader.complain(
-            "azure",
-            "certificate",
-            "the path of a PEM file, or a thumbprint; both are missing",
-        )
-    return read_key_pair(reader)
+        azure.complain("certificate", "the path of a PEM file, or a thumbprint")
+    return read_key_pair(azure)
 
 
-def read_key_pair(reader: Reader) -> Credential:
+def read_key_pair(azure: Section) -> Credential:
     """The key and its certificate or thumbprint, checked against each other."""
+    from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
 
-    key, certificate = read_private_key(reader), read_certificate(reader)
-    typed = reader.text("azure", "thumbprint")
+    key = read_private_key(azure)
+    typed = azure.text("thumbprint")
     thumbprint = read_thumbprint(typed)
     if typed and not thumbprint:
-        reader.complain(
-            "azure",
+        azure.complain(
             "thumbprint",
             "a SHA-1 thumbprint: 40 hex digits, or 28 characters of base64",
         )
-    if certificate is not None and thumbprint:
-        actual = certificate.fingerprint(hashes.SHA1()).hex()  # noqa: S303 -- a name
-        if actual != thumbprint:
-            reader.complain("azure", "thumbprint", f"the certificate's own, {actual}")
-    if None not in (key, certificate) and not signs_for(key, certificate.public_key()):
-        reader.complain(
-            "azure", "certificate", "the certificate that belongs to the private key"
-        )
+    certificate = azure.loaded(
+        "certificate", "a certificate in PEM form", x509.load_pem_x509_certificate
+    )
     if certificate is None:
         return Credential(key, "", thumbprint, Secret(""))
+    actual = certificate.fingerprint(hashes.SHA1()).hex()  # noqa: S303 -- a name
+    if thumbprint not in ("", actual):
+        azure.complain("thumbprint", f"the certificate's own, {actual}")
+    if key is not None and key.public_key() != certificate.public_key():
+        azure.complain("certificate", "the certificate that belongs to the private key")
     pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
     expires = certificate.not_valid_after_utc
     return Credential(key, pem, thumbprint, Secret(""), expires)
 
 
-def signs_for(key: Any, public_key: Any) -> bool:
-    """Whether a key's signature is good by a certificate's public key."""
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-    from cryptography.hazmat.primitives.hashes import SHA256
-
-    try:
-        text = b"o365_poller"
-        signature = key.sign(text, PKCS1v15(), SHA256())
-        public_key.verify(signature, text, PKCS1v15(), SHA256())
-    except (InvalidSignature, ValueError, TypeError, AttributeError):
-        return False
-    return True
-
-
 # -- the sections ---------------------------------------------------------------
 
 
-def read_pem(reader: Reader, section: str, key: str) -> Path | None:
-    """The path of a PEM file with certificates to trust; None if not given."""
-    if reader.readable(section, key) is None:
-        return None
-    path = reader.path(section, key)
-    try:
-        ssl.create_default_context(cafile=str(path))
-    except (ssl.SSLError, OSError):
-        reader.complain(section, key, "certificates in PEM form")
-    return path
-
-
-def read_azure(reader: Reader) -> Azure:
+def read_azure(azure: Section) -> Azure:
     """[azure], checked."""
-    tenant_id = reader.guid("azure", "tenant_id")
-    cloud = CLOUDS[reader.choice("azure", "cloud", "worldwide", CLOUDS)]
+    tenant_id = azure.guid("tenant_id")
+    cloud = CLOUDS[azure.choice("cloud", "worldwide", CLOUDS)]
+    own_publisher = "publisher_id" in azure.values
     return Azure(
         tenant_id=tenant_id,
-        client_id=reader.guid("azure", "client_id"),
-        credential=read_credential(reader),
-        login_root=reader.root("login_root", cloud.login_root),
-        api_root=reader.root("api_root", cloud.api_root),
-        graph_root=reader.root("graph_root", cloud.graph_root),
-        ca_bundle=read_pem(reader, "azure", "ca_bundle"),
-        publisher_id=reader.guid("azure", "publisher_id", tenant_id),
+        client_id=azure.guid("client_id"),
+        credential=read_credential(azure),
+        login_root=azure.root("login_root", cloud.login_root),
+        api_root=azure.root("api_root", cloud.api_root),
+        graph_root=azure.root("graph_root", cloud.graph_root),
+        ca_bundle=azure.trusted("ca_bundle"),
+        publisher_id=azure.guid("publisher_id") if own_publisher else tenant_id,
     )
 
 
-def content_type(text: str) -> str:
-    """A content type in Microsoft's spelling, from any case; "" if unknown."""
-    return {known.lower(): known for known in CONTENT_TYPES}.get(text.lower(), "")
-
-
-def read_poll(reader: Reader) -> Poll:
+def read_poll(poll: Section) -> Poll:
     """[poll], checked."""
-    wanted = reader.items("poll", "content_types", CONTENT_TYPES[0])
-    for text in wanted:
-        if not content_type(text):
-            hint = nearest(text, CONTENT_TYPES)
-            reader.complain(
-                "poll", "content_types", f"some of {', '.join(CONTENT_TYPES)}", hint
-            )
-    if not wanted:
-        reader.complain("poll", "content_types", "at least one content type")
-    state_file = reader.path("poll", "state_file") or reader.file.with_suffix(".db")
-    minutes = 24 * 60 - 1
+    wanted = poll.items("content_types", CONTENT_TYPES[0])
+    types = [spelled(text, CONTENT_TYPES) for text in wanted]
+    if not types or "" in types:
+        poll.complain("content_types", f"some of {', '.join(CONTENT_TYPES)}")
+    state_file = poll.path("state_file") or poll.file.absolute().with_suffix(".db")
+    day = 24 * 60 - 1
     return Poll(
-        content_types=tuple(dict.fromkeys(content_type(text) for text in wanted)),
-        window=timedelta(
-            minutes=reader.integer("poll", "window_minutes", 10, 1, minutes)
-        ),
-        overlap=timedelta(
-            minutes=reader.integer("poll", "overlap_minutes", 5, 0, minutes)
-        ),
-        state_file=reader.writable("poll", "state_file", state_file.absolute()),
-        workers=reader.integer("poll", "workers", 8, 1, 64),
-        timeout_seconds=reader.number("poll", "timeout_seconds", 60, 0.1, 3600),
+        content_types=tuple(dict.fromkeys(types)),
+        window=timedelta(minutes=poll.number("window_minutes", 10, 1, day)),
+        overlap=timedelta(minutes=poll.number("overlap_minutes", 5, 0, day)),
+        state_file=poll.writable("state_file", state_file),
+        workers=poll.number("workers", 8, 1, 64),
+        timeout_seconds=poll.number("timeout_seconds", 60.0, 0.1, 3600),
     )
 
 
 def read_host(text: str) -> Host | None:
     """A host and port from `host:port` or `[::1]:port`; None if it is neither."""
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^:\[\]]+)):([0-9]{1,5})", text)
-    if not match or not 1 <= int(match[3]) <= 65535:
-        return None
-    if match[1]:
-        try:
-            socket.inet_pton(socket.AF_INET6, match[1].partition("%")[0])
-        except OSError:
-            return None
-    elif not HOST_NAME.fullmatch(match[2]):
+    match = HOST.fullmatch(text)
+    if not match or not 0 < int(match[3]) < 65536:
         return None
     return Host(match[1] or match[2], int(match[3]))
 
 
-def read_logstash(reader: Reader, *, needed: bool) -> Logstash:
+def read_logstash(logstash: Section, *, needed: bool) -> Logstash:
     """[logstash], checked; without --stdout a host is needed."""
-    expected = "host:port, such as logstash.example.net:5514 or [::1]:5514"
-    if needed:
-        reader.required("logstash", "hosts", expected)
-    hosts = [read_host(text) for text in reader.items("logstash", "hosts")]
-    if None in hosts:
-        reader.complain("logstash", "hosts", expected)
-    tls = reader.boolean("logstash", "tls")
+    hosts = [read_host(text) for text in logstash.items("hosts")]
+    if None in hosts or (needed and not hosts):
+        expected = "host:port, such as logstash.example.net:5514 or [::1]:5514"
+        logstash.complain("hosts", expected)
     settings = Logstash(
-        hosts=tuple(host for host in hosts if host),
-        tls=tls,
-        ca_file=read_pem(reader, "logstash", "ca_file"),
-        cert_file=reader.path("logstash", "cert_file"),
-        key_file=reader.path("logstash", "key_file"),
-        timeout_seconds=reader.number("logstash", "timeout_seconds", 120, 0.1, 86400),
-        run_events=reader.boolean("logstash", "run_events"),
+        hosts=tuple(filter(None, hosts)),
+        tls=logstash.boolean("tls"),
+        ca_file=logstash.trusted("ca_file"),
+        cert_file=logstash.path("cert_file"),
+        key_file=logstash.path("key_file"),
+        timeout_seconds=logstash.number("timeout_seconds", 120.0, 0.1, 86400),
+        run_events=logstash.boolean("run_events"),
     )
-    certificate = reader.readable("logstash", "cert_file")
-    key = reader.readable("logstash", "key_file")
+    key_is_there = logstash.loaded("key_file", "", bytes) is not None
     if settings.key_file and not settings.cert_file:
-        reader.complain("logstash", "cert_file", "the key's certificate; it is missing")
-    elif certificate is not None and (key is not None or not settings.key_file):
-        try:
-            load_client_certificate(ssl.create_default_context(), settings)
-        except (ssl.SSLError, OSError, ValueError):
-            reader.complain(
-                "logstash",
-                "cert_file",
-                "a PEM certificate and its key, which is not encrypted",
-            )
+        logstash.complain("cert_file", "the key's certificate")
+    elif key_is_there or not settings.key_file:
+        logstash.loaded(
+            "cert_file",
+            "a PEM certificate and its key, which is not encrypted",
+            lambda _: load_client_certificate(ssl.create_default_context(), settings),
+        )
     return settings
 
 
@@ -1054,42 +849,59 @@ def load_client_certificate(context: ssl.SSLContext, settings: Logstash) -> None
         context.load_cert_chain(settings.cert_file, settings.key_file, lambda: b"")
 
 
-def read_alerts(reader: Reader) -> Alerts:
+def read_alerts(alerts: Section) -> Alerts:
     """[alerts], checked."""
-    host = reader.text("alerts", "smtp_host")
-    security = reader.choice("alerts", "smtp_security", "none", SMTP_PORTS)
-    if host and not HOST_NAME.fullmatch(host):
-        reader.complain("alerts", "smtp_host", "a host name, without port")
-    username = reader.text("alerts", "username")
-    password = reader.text("alerts", "password")
-    if bool(username) != bool(password):
-        lacking = "password" if username else "username"
-        reader.complain("alerts", lacking, "user name and password together")
-    if password and security == "none":
-        reader.complain(
-            "alerts",
-            "smtp_security",
-            "starttls or tls, so that the password travels encrypted",
+    host = alerts.text("smtp_host")
+    if host and not re.fullmatch(HOST_NAME, host):
+        alerts.complain("smtp_host", "a host name, without port")
+    security = alerts.choice("smtp_security", "none", SMTP_PORTS)
+    username, password = alerts.text("username"), Secret(alerts.text("password"))
+    given = [bool(username), bool(password)]
+    if any(given) and (security == "none" or not all(given)):
+        alerts.complain(
+            "password",
+            "username and password together, with smtp_security starttls or tls, so "
+            "that the password travels encrypted",
         )
-    addresses = {key: reader.items("alerts", key) for key in ("from", "to")}
-    for key, found in addresses.items():
-        if host and not found:
-            reader.complain("alerts", key, "a mail address; it is missing")
-        if any(not re.fullmatch(r"[^@\s<>]+@[^@\s<>]+", each) for each in found):
-            reader.complain("alerts", key, "a mail address such as soc@example.net")
-    if len(addresses["from"]) > 1:
-        reader.complain("alerts", "from", "one mail address")
+    # One sender, any number of receivers.
+    sender, to = alerts.text("from"), alerts.items("to")
+    for key, found in (("from", [sender] if sender else []), ("to", to)):
+        if (host and not found) or not all(map(MAIL.fullmatch, found)):
+            alerts.complain(key, "a mail address such as soc@example.net")
     return Alerts(
         smtp_host=host,
-        smtp_port=reader.integer("alerts", "smtp_port", SMTP_PORTS[security], 1, 65535),
+        smtp_port=alerts.number("smtp_port", SMTP_PORTS[security], 1, 65535),
         smtp_security=security,
         username=username,
-        password=Secret(password),
-        sender="".join(addresses["from"]),
-        to=tuple(addresses["to"]),
-        repeat=timedelta(hours=reader.number("alerts", "repeat_hours", 24, 0.01, 8760)),
-        certificate_days=reader.integer("alerts", "certificate_days", 30, 0, 3650),
+        password=password,
+        sender=sender,
+        to=tuple(to),
+        repeat=timedelta(hours=alerts.number("repeat_hours", 24.0, 0.01, 8760)),
+        certificate_days=alerts.number("certificate_days", 30, 0, 3650),
     )
+
+
+def read_sections(
+    file: Path, environ: Mapping[str, str], complaints: list[str], *, named: bool
+) -> Iterable[Section]:
+    """What the file gives for each section of KEYS, and over it the environment."""
+    given = read_ini(file, complaints) if named or file.exists() else {}
+    sections = {name: Section(name, file, complaints) for name in KEYS}
+    for name, values in given.items():
+        if name not in KEYS:
+            expected = f"expected one of {', '.join(KEYS)}{nearest(name, KEYS)}"
+            complaints.append(f"{file}: [{name}]: unknown section; {expected}")
+            continue
+        for key, value in values.items():
+            sections[name].take(key, value.strip(), f"{file}: [{name}] {key}")
+    for variable in sorted(environ):
+        prefix, _, rest = variable.partition("O365_POLLER_")
+        name, _, key = rest.lower().partition("_")
+        value = environ[variable].strip()
+        if value and name in KEYS and not prefix:
+            place = f"environment: {variable}: [{name}] {key}"
+            sections[name].take(key, value, place)
+    return sections.values()
 
 
 def read_settings(
@@ -1100,26 +912,29 @@ def read_settings(
     Raises ConfigError with every complaint at once. A named file must exist; the
     default one need not.
     """
-    reader = Reader(file, environ, named=named)
-    log_file = reader.path("logging", "file")
-    if log_file:
-        reader.writable("logging", "file", log_file)
-    cache = reader.path("graph", "cache_file") or file.with_suffix(".names.json")
+    complaints: list[str] = []
+    sections = read_sections(file, environ, complaints, named=named)
+    azure, poll, logstash, logs, graph, alerts = sections
+    log_file = logs.path("file")
+    cache = graph.path("cache_file") or file.absolute().with_suffix(".names.json")
     levels = ("DEBUG", "INFO", "WARNING", "ERROR")
     settings = Settings(
         file=file,
-        azure=read_azure(reader),
-        poll=read_poll(reader),
-        logstash=read_logstash(reader, needed=sink_needed),
-        logging=Logging(log_file, reader.choice("logging", "level", "INFO", levels)),
-        graph=Graph(
-            reader.boolean("graph", "application_names"),
-            reader.writable("graph", "cache_file", cache.absolute()),
+        azure=read_azure(azure),
+        poll=read_poll(poll),
+        logstash=read_logstash(logstash, needed=sink_needed),
+        logging=Logging(
+            log_file and logs.writable("file", log_file),
+            logs.choice("level", "INFO", levels),
         ),
-        alerts=read_alerts(reader),
+        graph=Graph(
+            graph.boolean("application_names"), graph.writable("cache_file", cache)
+        ),
+        alerts=read_alerts(alerts),
     )
-    if reader.complaints:
-        raise ConfigError(reader.complaints)
+    if complaints:
+        # A value that is read twice is complained of once.
+        raise ConfigError(dict.fromkeys(complaints))
     return settings
 
 
@@ -1214,15 +1029,12 @@ def slices(window: Window) -> Iterator[Window]:
 def without(window: Window, polled: Iterable[Window]) -> list[Window]:
     """What of the window no polled span covers: the holes, oldest first."""
     holes, start = [], window.start
-    for span in sorted(polled, key=lambda span: span.start):
-        if span.start > start:
-            holes.append(Window(start, min(span.start, window.end)))
+    for span in sorted([*polled, Window(window.end, window.end)]):
+        end = min(span.start, window.end)
+        if start < end:
+            holes.append(Window(start, end))
         start = max(start, span.end)
-        if start >= window.end:
-            break
-    if start < window.end:
-        holes.append(Window(start, window.end))
-    return [hole for hole in holes if hole.start < hole.end]
+    return holes
 
 
 # == Content =================================================================
@@ -1279,31 +1091,28 @@ class Judgement(NamedTuple):
 # Documented (REF, TRB) unless said; AF20024 and AF5000x are observed. The status that
 # comes with a code is not documented and differs, so the code decides alone.
 VERDICTS = {
-    "AF10001": Verdict.FORBIDDEN,
-    "AF20001": Verdict.REFUSED,
-    "AF20002": Verdict.REFUSED,
-    "AF20010": Verdict.REFUSED,
-    "AF20011": Verdict.REFUSED,
-    "AF20012": Verdict.REFUSED,
-    "AF20013": Verdict.REFUSED,
-    "AF20020": Verdict.REFUSED,
-    "AF20022": Verdict.NO_SUBSCRIPTION,
-    "AF20023": Verdict.NO_SUBSCRIPTION,
-    "AF20024": Verdict.SUBSCRIBED,
-    "AF20030": Verdict.BAD_WINDOW,
-    "AF20031": Verdict.BAD_PAGE,
-    "AF20050": Verdict.MISSING,
-    "AF20051": Verdict.GONE,
-    "AF20052": Verdict.MISSING,
-    "AF20055": Verdict.BAD_WINDOW,
-    "AF429": Verdict.THROTTLED,
-    "AF50000": Verdict.RETRY,
-    # Observed: the cool-down of subscriptions/start, as 403 or 429.
-    "429": Verdict.COOLING_DOWN,
+    code: verdict
+    for verdict, codes in {
+        Verdict.FORBIDDEN: "AF10001",
+        Verdict.REFUSED: "AF20001 AF20002 AF20010 AF20011 AF20012 AF20013 AF20020",
+        Verdict.NO_SUBSCRIPTION: "AF20022 AF20023",
+        Verdict.SUBSCRIBED: "AF20024",
+        Verdict.BAD_WINDOW: "AF20030 AF20055",
+        Verdict.BAD_PAGE: "AF20031",
+        Verdict.MISSING: "AF20050 AF20052 HTTP-404",
+        Verdict.GONE: "AF20051",
+        Verdict.THROTTLED: "AF429 HTTP-429",
+        # Observed: the cool-down of subscriptions/start, as 403 or 429.
+        Verdict.COOLING_DOWN: "429",
+        # Where no code that we know comes with it, the status decides.
+        Verdict.UNAUTHORIZED: "HTTP-401",
+        Verdict.RETRY: "AF50000 HTTP-408",
+    }.items()
+    for code in codes.split()
 }
-# JSON can escape half a character ("\\ud83d"), which no encoding takes.
-HALF_CHARACTER = re.compile("[\ud800-\udfff]")
-AF_CODE = re.compile(rb"\bAF\d{3,6}\b")
+# JSON can escape half a character ("\\ud83d"), which fits into no URL and no state.
+WHOLE_TEXT = re.compile("[^\ud800-\udfff]+")
+AF_CODE = re.compile(r"\bAF\d{3,6}\b", re.ASCII)
 # Observed: a tenant without auditing gets no AF code but a stack trace.
 AUDITING_OFF = re.compile(rb"DataServiceException|StartSubscription \[")
 
@@ -1313,26 +1122,23 @@ def read_error(body: bytes) -> tuple[str, str]:
 
     The body is cut first: an error never needs more than its beginning.
     """
-    head = body[:4096]
-    found = AF_CODE.search(head[:1024])
-    code = found[0].decode() if found else ""
+    text = body[:65536].decode("utf-8-sig", "replace")
+    found = AF_CODE.search(text[:1024])
+    code = found[0] if found else ""
     try:
-        told = json.loads(body[:65536].decode("utf-8-sig"))
+        told = json.loads(text)
         error = told.get("error", told)
-        if isinstance(error, Mapping):
-            own = str(error.get("code", ""))
-            message = str(error.get("message", error.get("Message", "")))
-            return (own if own in VERDICTS else code or own), plain(message)
-    except (ValueError, AttributeError, RecursionError):
-        pass  # not JSON: what can be read of it is below
-    text = re.sub(r"<[^>]*>", " ", head.decode("utf-8", "replace"))
-    return code, plain(text, 120)
+        own = str(error.get("code", ""))
+        message = str(error.get("message", error.get("Message", "")))
+        return (own if own in VERDICTS else code or own), plain(message)
+    except (ValueError, AttributeError, RecursionError):  # not JSON: what can be read
+        return code, plain(re.sub(r"<[^>]*>", " ", blacked_out(text)[:4096]), 120)
 
 
 def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
     """The Retry-After header in seconds, from seconds or a date; None if absent."""
     text = headers.get("retry-after", "").strip()
-    if text.isascii() and text.isdigit():
+    if re.fullmatch("[0-9]+", text):
         return float(text[:9])
     try:
         return max(0.0, (as_utc(parsedate_to_datetime(text)) - now).total_seconds())
@@ -1341,10 +1147,7 @@ def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
 
 
 def judge(answer: Answer, now: datetime) -> Judgement:
-    """What an answer asks of us. The code decides where one is known, else the status.
-
-    Never the message: Microsoft's wording changes.
-    """
+    """What an answer asks of us, and what is said of it."""
     status = answer.status
     if 200 <= status < 300:
         return Judgement(Verdict.OK, f"HTTP {status}")
@@ -1353,29 +1156,37 @@ def judge(answer: Answer, now: datetime) -> Judgement:
         return Judgement(Verdict.FAILED, reason)
     code, message = read_error(answer.body)
     said = " ".join(filter(None, (f"HTTP {status}", plain(code, 60), message)))
-    pause = retry_after(answer.headers, now)
-    if code.startswith("AF5"):
-        return Judgement(Verdict.RETRY, said, pause)
+    verdict = judge_error(status, code, answer.body[:4096])
+    return Judgement(verdict, said, retry_after(answer.headers, now))
+
+
+def judge_error(status: int, code: str, body: bytes) -> Verdict:
+    """The verdict on an error: the code decides where one is known, else the status.
+
+    Never the message: Microsoft's wording changes.
+    """
     if code in VERDICTS:
-        return Judgement(VERDICTS[code], said, pause)
-    if AUDITING_OFF.search(answer.body[:4096]):
-        return Judgement(Verdict.NO_AUDITING, said)
-    return Judgement(judge_status(status, code), said, pause)
-
-
-def judge_status(status: int, code: str) -> Verdict:
-    """The verdict on an answer without a code that we know."""
-    if status == 401:
-        return Verdict.UNAUTHORIZED
-    if status == 404:
-        return Verdict.MISSING
-    if status == 429:
-        return Verdict.THROTTLED
-    if status == 408 or status >= 500:
+        return VERDICTS[code]
+    if code.startswith("AF5"):
+        return Verdict.RETRY
+    if AUDITING_OFF.search(body):
+        return Verdict.NO_AUDITING
+    if status >= 500:
         return Verdict.RETRY
     if status == 403 and code:
         return Verdict.REFUSED
-    return Verdict.FAILED
+    return VERDICTS.get(f"HTTP-{status}", Verdict.FAILED)
+
+
+def read_array(body: bytes, what: str) -> list[Any]:
+    """The entries of an answer that is an array. Raises BrokenAnswerError."""
+    try:
+        entries = json.loads(body.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        entries = None
+    if not isinstance(entries, list):
+        raise BrokenAnswerError(f"{what} is not a JSON array")
+    return entries
 
 
 def parse_listing(
@@ -1386,29 +1197,21 @@ def parse_listing(
     A blob without a readable contentCreated counts as made when it was listed. Raises
     BrokenAnswerError if it is no array.
     """
-    try:
-        entries = json.loads(body.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        raise BrokenAnswerError("the listing is not JSON") from None
-    if not isinstance(entries, list):
-        raise BrokenAnswerError("the listing is not an array")
+    entries = read_array(body, "the listing")
     blobs: list[Blob] = []
     for entry in entries:
-        content_id = entry.get("contentId") if isinstance(entry, Mapping) else None
-        if not isinstance(content_id, str) or not content_id:
-            continue
-        if HALF_CHARACTER.search(content_id):  # fits into no URL and no state
-            continue
-        uri = str(entry.get("contentUri", ""))
-        blobs.append(
-            Blob(
-                content_type,
-                content_id,
-                uri if uri.isascii() else "",
-                read_api_time(entry.get("contentCreated")) or listed,
-                read_api_time(entry.get("contentExpiration")),
+        content_id = entry.get("contentId") if isinstance(entry, dict) else None
+        if isinstance(content_id, str) and WHOLE_TEXT.fullmatch(content_id):
+            uri = str(entry.get("contentUri", ""))
+            blobs.append(
+                Blob(
+                    content_type,
+                    content_id,
+                    uri if uri.isascii() else "",
+                    read_api_time(entry.get("contentCreated")) or listed,
+                    read_api_time(entry.get("contentExpiration")),
+                )
             )
-        )
     return blobs, len(entries) - len(blobs)
 
 
@@ -1417,15 +1220,25 @@ def parse_subscriptions(body: bytes) -> set[str]:
 
     Documented by example: an entry may lack its status.
     """
+    what = "the list of subscriptions"
     try:
-        entries = json.loads(body.decode("utf-8-sig"))
         return {
             str(entry["contentType"]).lower()
-            for entry in entries
+            for entry in read_array(body, what)
             if str(entry.get("status", "enabled")).lower() != "disabled"
         }
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise BrokenAnswerError("the list of subscriptions is not JSON") from None
+    except (TypeError, KeyError, AttributeError):
+        raise BrokenAnswerError(f"{what} lacks a content type") from None
+
+
+# Printable ASCII, save what parsers of URLs take differently: # and the backslash.
+URL_TEXT = re.compile(r'[!"$-\[\]-~]+')
+UPWARDS = re.compile(r"(\.|%2e){2}", re.IGNORECASE)
+
+
+def without_port(url: str) -> str:
+    """An https URL without the port that is meant anyway."""
+    return re.sub(r"^(https://[^/]+):443(?=/)", r"\1", url, flags=re.IGNORECASE)
 
 
 class Feed(NamedTuple):
@@ -1463,9 +1276,9 @@ class Feed(NamedTuple):
 
         Observed: contentUri naming http://localhost and another tenant.
         """
-        own = self._own(blob.uri)
-        if own and "/activity/feed/audit/" in own.lower():
-            return self._published(own)
+        given = self.next_page(blob.uri)
+        if "/activity/feed/audit/" in given.lower():
+            return given
         content_id = quote(blob.id, safe="$!*'(),:@")
         return self._published(f"{self.base}/audit/{content_id}")
 
@@ -1473,44 +1286,25 @@ class Feed(NamedTuple):
         """The URL of the next page, used as given; "" if it is not of our feed.
 
         Observed: any letter case in the names, /api/v1/ for /api/v1.0/, and no
-        PublisherIdentifier.
+        PublisherIdentifier. The root is put there anew: whatever a parser may think of
+        the given one, the token goes to the configured host.
         """
-        own = self._own(uri)
-        return self._published(own) if own else ""
-
-    def _own(self, uri: str) -> str:
-        """The URI, on our own root, if it names our root and tenant; else "".
-
-        The root is put there anew: whatever a parser may think of the given one,
-        the token goes to the configured host.
-        """
-        if not re.fullmatch(r"[!-~]+", uri) or "\\" in uri or "#" in uri:
+        ours, given = without_port(f"{self.api_root}/api/"), without_port(uri)
+        rest = given[len(ours) :]
+        path = rest.partition("?")[0]
+        tenant = GUID.search(path)
+        if (
+            not given.lower().startswith(ours.lower())
+            or not URL_TEXT.fullmatch(given)
+            or UPWARDS.search(path)
+            or not tenant
+            or tenant[0].lower() != self.tenant_id
+        ):
             return ""
-        try:
-            given, ours = urlsplit(uri), urlsplit(self.api_root)
-            ports = (given.port or 443, ours.port or 443)
-        except ValueError:
-            return ""
-        same = (
-            given.scheme == "https"
-            and "@" not in given.netloc
-            and given.hostname == ours.hostname
-            and ports[0] == ports[1]
-            and given.path.lower().startswith(ours.path.lower() + "/api/")
-            and ".." not in given.path
-        )
-        tenants = [found[0].lower() for found in GUID.finditer(given.path)]
-        if not same or not tenants or tenants[0] != self.tenant_id:
-            return ""
-        query = f"?{given.query}" if given.query else ""
-        return f"{ours.scheme}://{ours.netloc}{given.path}{query}"
+        return self._published(f"{self.api_root}/api/{rest}")
 
     def _published(self, url: str) -> str:
-        names = {
-            name.lower()
-            for name, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True)
-        }
-        if "publisheridentifier" in names:
+        if "publisheridentifier=" in url.partition("?")[2].lower():
             return url
         mark = "&" if "?" in url else "?"
         return f"{url}{mark}PublisherIdentifier={self.publisher_id}"
@@ -6502,7 +6296,7 @@ def read_order(
     complaints: list[str] = []
     types = []
     for text in arguments.content_type or ():
-        known = content_type(text)
+        known = spelled(text, CONTENT_TYPES)
         types.append(known)
         if not known:
             complaints.append(

@@ -149,7 +149,7 @@ def refused(site: Site, text: str | bytes) -> list[str]:
     ("text", "first"),
     [
         (bytes(range(256)), "expected a text file (INI, UTF-8)"),
-        (b"\x7fELF\0\0\0", "expected a text file (INI, UTF-8), got binary data"),
+        (b"\x7fELF\0\0\0", "expected a text file (INI, UTF-8)"),
         ("tenant_id = x\n", "line 1: expected a [section] before any key"),
         ("[azure]\nwhat\n", "line 2: expected 'key = value'"),
         ("[azure]\ntenant_id = a\ntenant_id = b\n", "[azure] tenant_id: expected once, given again in line 3"),

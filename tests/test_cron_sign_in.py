@@ -478,7 +478,7 @@ def test_a_list_of_subscriptions_that_fails_does_not_stop_the_poll(site: Site) -
     assert result.code == 0
     assert result.err == (
         "o365_poller: warning: list of subscriptions: the list of subscriptions is not "
-        "JSON (5 tries); going on to the content\n"
+        "a JSON array (5 tries); going on to the content\n"
     )
     assert_delivered(site, blobs)
 

@@ -257,7 +257,6 @@ def test_help_names_every_exit_code_with_its_meaning() -> None:
     for code in Exit:
         assert re.search(rf"^ +{code.value} +{code.name} +", text, re.MULTILINE), code
         assert code.meaning in text
-        assert code.who
 
 
 def test_every_option_has_its_help() -> None:
