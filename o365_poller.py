@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import binascii
 import codecs
 import configparser
 import contextlib
@@ -2941,55 +2940,35 @@ AADSTS = {
     900432: ("the tenant lives in another cloud", "set cloud in [azure]"),
 }
 AADSTS_PASSING = frozenset({90033, 90024, 90055, 50196})
-
-
-class TokenAnswer(NamedTuple):
-    """What Entra ID answered, as far as a person needs it."""
-
-    status: int
-    codes: tuple[int, ...]
-    message: str
-    trace: str
-
-    @classmethod
-    def read(cls, status: int, told: object) -> TokenAnswer:
-        """From an OAuth error body; anything else gives an empty message."""
-        body = told if isinstance(told, Mapping) else {}
-        message = plain(str(body.get("error_description", body.get("error", ""))), 400)
-        codes = body.get("error_codes", ())
-        numbers = (
-            [int(c) for c in codes if str(c).isdigit()]
-            if isinstance(codes, list)
-            else []
-        )
-        numbers += [int(c) for c in re.findall(r"AADSTS(\d{3,9})", message)]
-        trace = plain(str(body.get("trace_id", "")), 60)
-        return cls(status, tuple(dict.fromkeys(numbers)), message, trace)
-
-
-NO_SIGN_IN_FIX = (
-    "nothing to do, unless it repeats: then look at the network, the proxy "
-    "(HTTPS_PROXY), ca_bundle, login_root and Microsoft's service health"
+AADSTS_UNKNOWN = (
+    "Entra ID refused the sign-in",
+    "look the code up at https://login.microsoftonline.com/error",
 )
+NOTHING_ASKED = "nothing was asked; the watermark stays, so nothing is lost for 7 days"
 
 
-def token_error(answer: TokenAnswer) -> PollerError:
-    """The error of a run that got no token: refused, or not reached."""
-    data = "nothing was asked; the watermark stays, so nothing is lost for 7 days"
-    passing = bool(AADSTS_PASSING & set(answer.codes)) or answer.status in (408, 429)
-    if passing or answer.status >= 500 or not (answer.codes or answer.status == 401):
-        said = answer.message or f"HTTP {answer.status}, not an answer of Entra ID"
-        return UnreachedError(f"no access token: {said}", data, NO_SIGN_IN_FIX)
-    known = [AADSTS[code] for code in answer.codes if code in AADSTS]
-    meaning, fix = (
-        known[0]
-        if known
-        else (
-            "Entra ID refused the sign-in",
-            "look the code up at https://login.microsoftonline.com/error",
+def token_error(status: int, told: object) -> PollerError:
+    """The error of a run that got no token: refused, or not reached.
+
+    told is the OAuth error that came, or whatever came in its place.
+    """
+    body = told if isinstance(told, Mapping) else {}
+    words = str(body.get("error_description", body.get("error", "")))
+    message = plain(blacked_out(words), 400)  # cut first, a secret would not be known
+    listed = re.findall(r"\d{1,9}", str(body.get("error_codes", "")))
+    codes = [*map(int, listed + re.findall(r"AADSTS(\d{3,9})", message))]
+    passing = status >= 500 or status in (408, 429) or AADSTS_PASSING & set(codes)
+    if passing or not (codes or status == 401):
+        said = message or f"HTTP {status}, not an answer of Entra ID"
+        return UnreachedError(
+            f"no access token: {said}",
+            NOTHING_ASKED,
+            "nothing to do, unless it repeats: then look at the network, the proxy "
+            "(HTTPS_PROXY), ca_bundle, login_root and Microsoft's service health",
         )
-    )
-    return TokenError(f"no access token: {meaning}: {answer.message}", data, fix)
+    known = (AADSTS[code] for code in codes if code in AADSTS)
+    meaning, fix = next(known, AADSTS_UNKNOWN)
+    return TokenError(f"no access token: {meaning}: {message}", NOTHING_ASKED, fix)
 
 
 class MsalHttp:
@@ -3000,44 +2979,45 @@ class MsalHttp:
     sees one: it would replay it from its cache for some seconds without asking.
     """
 
-    def __init__(self, http: Http, azure: Azure) -> None:
+    def __init__(self, http: Http, login_root: str) -> None:
         self._http = http
-        self._azure = azure
-        self._root = urlsplit(azure.login_root)
-        self.last: Answer | None = None
+        self._root = login_root
+        self.status = 0  # of the newest answer, and its JSON
+        self.told: object = None
 
     def get(self, url: str, **named: Any) -> requests.Response:
         """GET, as msal asks for it."""
-        bare = f"{self._root.scheme}://{self._root.netloc}/"
-        if self._root.path and not url.startswith(self._azure.login_root + "/"):
+        root, parts = self._root, urlsplit(self._root)
+        if parts.path and not url.startswith(root + "/"):
             # msal's authority has room for a host and a tenant, not for a path.
-            url = url.replace(bare, self._azure.login_root + "/", 1)
-        return self._exchange("GET", url, named)
+            url = url.replace(root.removesuffix(parts.path), root, 1)
+        return self._exchange("GET", url, **named)
 
     def post(self, url: str, **named: Any) -> requests.Response:
         """POST, as msal asks for it: the assertion goes to the configured host only."""
-        return self._exchange("POST", url, named)
+        return self._exchange("POST", url, **named)
 
     def close(self) -> None:
         """Nothing to do: the connections are the poller's."""
 
-    def _exchange(
-        self, method: str, url: str, named: Mapping[str, Any]
-    ) -> requests.Response:
-        if urlsplit(url)[:2] != self._root[:2]:
+    def _exchange(self, method: str, url: str, **named: Any) -> requests.Response:
+        if urlsplit(url)[:2] != urlsplit(self._root)[:2]:
             raise TokenError(
-                f"no access token: {self._azure.login_root} sends sign-ins to another "
+                f"no access token: {self._root} sends sign-ins to another "
                 f"host ({plain(urlsplit(url).netloc, 80)})",
                 "nothing was sent there",
                 "check login_root and cloud in [azure]",
             )
         if named.get("params"):
-            url += ("&" if "?" in url else "?") + urlencode(named["params"])
-        data = named.get("data")
-        body = urlencode(data) if isinstance(data, Mapping) else data
-        headers = {**(named.get("headers") or {})}
-        if body:
+            url += "?" + urlencode(named["params"])
+        headers, body = {**(named.get("headers") or {})}, None
+        if named.get("data"):
+            body = urlencode(named["data"])
             headers["Content-Type"] = "application/x-www-form-urlencoded"
+            assertion = body.partition("client_assertion=")[2].partition("&")[0]
+            # An echo may be cut anywhere, so the log's filter learns it in pieces.
+            for piece in re.findall(".{1,32}", assertion):
+                Secret(piece)
         call = Call(method, url, "sign-in", headers, body, takes_any=True)
         try:
             return self._http.ask(call, self._take)
@@ -3045,14 +3025,14 @@ class MsalHttp:
             raise untrusted("sign-in", error.judgement) from None
 
     def _take(self, response: requests.Response) -> requests.Response:
-        if 200 <= response.status_code < 300:
+        """An answer, its body read; a good one that is not JSON is tried again."""
+        self.status, self.told = response.status_code, None
+        if self.status < 300:
             with_body(response, read_answer(response, MEGABYTE))
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        self.last = Answer(response.status_code, headers, response.content)
-        if 200 <= response.status_code < 300:
-            try:
-                json.loads(self.last.body)
-            except (ValueError, RecursionError):
+        try:
+            self.told = json.loads(response.content)
+        except (ValueError, RecursionError):
+            if self.status < 300:
                 raise BrokenAnswerError("the sign-in answer is not JSON") from None
         return response
 
@@ -3062,7 +3042,7 @@ class TokenSource:
 
     def __init__(self, azure: Azure, http: Http, resource: str) -> None:
         self._azure = azure
-        self._msal_http = MsalHttp(http, azure)
+        self._msal_http = MsalHttp(http, azure.login_root)
         self._scope = f"{resource}/.default"
         self._lock = threading.Lock()
         self._app: Any = None
@@ -3088,76 +3068,60 @@ class TokenSource:
                 self._acquire()
 
     def _acquire(self) -> None:
-        """Get a token into place; every way that msal fails ends in one of our errors.
-
-        Documented by trial (msal 1.39): ValueError for a 4xx at discovery and for
-        non-JSON, MsalServiceError for a 5xx, TypeError and more for keys.
-        """
-        try:
-            if self._app is None:
-                self._msal_http.last = None
-                self._app = self._make_app()
-                self._msal_http.last = None  # that was the discovery's answer
-            # Else the last answer stays: msal replays a 400 without asking again.
-            told = self._app.acquire_token_for_client(scopes=[self._scope])
-        except SourceError as error:
-            data = (
-                "nothing was asked; the watermark stays, so nothing is lost for 7 days"
-            )
-            what = f"no access token: {error.what}"
-            raise UnreachedError(what, data, error.fix) from None
-        except PollerError:
-            raise
-        except Exception as error:  # noqa: BLE001 -- msal raises what its parts raise
-            raise self._explain(error) from None
-        value = told.get("access_token") if isinstance(told, dict) else None
+        """Get a token into place."""
+        told = self._ask_msal()
+        value = told.get("access_token") if isinstance(told, Mapping) else None
         if not isinstance(value, str) or not value:
-            last = self._msal_http.last
-            raise token_error(TokenAnswer.read(last.status if last else 401, told))
+            raise token_error(self._msal_http.status, told)
         life = float(told.get("expires_in") or 0)
         self._token = Secret(value)
         # Renewed five minutes early, or halfway where it lives no longer than that.
         self._good_until = time.monotonic() + max(life - 300, life / 2)
 
-    def _explain(self, error: Exception) -> PollerError:
-        last = self._msal_http.last
-        if last is None:
-            return UnusableCredentialError(
+    def _ask_msal(self) -> Any:
+        """What msal gives; every way that it fails ends in one of our errors.
+
+        Documented by trial (msal 1.39): ValueError for a 4xx at discovery and for
+        non-JSON, MsalServiceError for a 5xx, TypeError and more for keys.
+        """
+        asked = self._msal_http
+        try:
+            if self._app is None:
+                self._app = self._make_app()
+                asked.status = 0  # that was the discovery's answer
+            # Else the last answer stays: msal replays a 400 without asking again.
+            return self._app.acquire_token_for_client(scopes=[self._scope])
+        except SourceError as error:
+            what = f"no access token: {error.what}"
+            raise UnreachedError(what, NOTHING_ASKED, error.fix) from None
+        except PollerError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- msal raises what its parts raise
+            if asked.status:
+                raise token_error(asked.status, asked.told) from None
+            raise UnusableCredentialError(
                 f"no access token: msal cannot use what it is given "
                 f"({type(error).__name__})",
                 "nothing was asked",
                 "check key, certificate and thumbprint in [azure]",
-            )
-        try:
-            told = json.loads(last.body)
-        except (ValueError, RecursionError):
-            told = None
-        return token_error(TokenAnswer.read(last.status, told))
+            ) from None
 
     def _make_app(self) -> Any:
         import msal
 
         azure, credential = self._azure, self._azure.credential
-        given: object
+        root = urlsplit(azure.login_root)
+        kind = "thumbprint" if credential.thumbprint else "public_certificate"
         # msal documents PEM text for private_key; it hands the key on as it is, and
         # PyJWT takes the object without parsing it again.
-        if credential.client_secret:
-            given = credential.client_secret.reveal()
-        elif credential.thumbprint:
-            given = {
-                "private_key": credential.private_key,
-                "thumbprint": credential.thumbprint,
-            }
-        else:
-            given = {
-                "private_key": credential.private_key,
-                "public_certificate": credential.certificate,
-            }
-        root = urlsplit(azure.login_root)
+        by_key = {
+            "private_key": credential.private_key,
+            kind: credential.thumbprint or credential.certificate,
+        }
         return msal.ConfidentialClientApplication(
             azure.client_id,
             authority=f"https://{root.netloc}/{azure.tenant_id}",
-            client_credential=given,
+            client_credential=credential.client_secret.reveal() or by_key,
             http_client=self._msal_http,
             # It asks login.microsoftonline.com whatever the cloud, and when it fails
             # it hides the real error.
@@ -3171,8 +3135,8 @@ def read_claims(token: Secret) -> dict[str, Any]:
     """What a token says of itself, for people only; {} if it cannot be read."""
     try:
         part = token.reveal().split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-    except (IndexError, ValueError, RecursionError, binascii.Error):
+        claims = json.loads(base64.urlsafe_b64decode(part + "=="))
+    except (IndexError, ValueError, RecursionError):
         return {}
     return claims if isinstance(claims, dict) else {}
 
