@@ -3147,16 +3147,19 @@ def read_claims(token: Secret) -> dict[str, Any]:
 # while the run goes on, and what it says is kept on disk for the next one.
 
 NAME_FIELD = "ApplicationDisplayName"
-# Documented (Graph's page on $filter): an `in` takes 15 values at most.
+# Documented (Graph's known issues, $filter): 15 expressions at most.
 GRAPH_BATCH = 15
 GRAPH_ASKED_MOST = 3_000  # a run; the next one goes on with the rest
 GRAPH_TIMEOUT_SECONDS = 5.0
-GRAPH_GATHER_SECONDS = 0.2  # how long an id waits for others to share its request
 GRAPH_LAST_SECONDS = 4.0  # what the end of a run waits for an answer, at most
 GRAPH_QUIET_SECONDS = 900.0
 NAME_SECONDS, NO_NAME_SECONDS = 30 * 86400.0, 86400.0
 NAME_MOST = 256
 NAME_CACHE_BYTES = 32 * MEGABYTE
+NAMES_FIX = (
+    "add the application permission Application.Read.All of Microsoft Graph to the app "
+    "registration and grant admin consent, or set application_names = no in [graph]"
+)
 
 # Microsoft's own, most of which have no service principal in a tenant. Documented:
 # learn.microsoft.com, "Verify first-party Microsoft applications in sign-in reports".
@@ -3215,168 +3218,72 @@ WELL_KNOWN_APPLICATIONS = {
 }
 
 
-class KnownName(NamedTuple):
-    """What Graph said of an application: its name, "" for none, and when (Unix)."""
-
-    name: str
-    asked: float
-
-    def is_fresh(self, now: float) -> bool:
-        """Whether it need not be asked again."""
-        kept = NAME_SECONDS if self.name else NO_NAME_SECONDS
-        return 0 <= now - self.asked < kept
+# By the id in lower case: what Graph said, "" for none, and when (Unix).
+Names = dict[str, tuple[str, float]]
 
 
-@dataclass
-class NameCache:
-    """The names that are known, and until when Graph is better left alone (Unix)."""
+def load_names(file: Path, tenant_id: str) -> tuple[Names, float]:
+    """The names on disk, and until when Graph is better left alone (Unix).
 
-    names: dict[str, KnownName] = field(default_factory=dict)
-    quiet_until: float = 0.0
-
-    @classmethod
-    def parse(cls, data: bytes, tenant_id: str) -> NameCache:
-        """The cache file's content. Raises ValueError if it is damaged or not ours."""
-        try:
-            told = json.loads(data)
-            names = {
-                str(app_id): KnownName(str(row["name"]), float(row["asked"]))
-                for app_id, row in told["applications"].items()
-            }
-            owner, quiet_until = told["tenant_id"], float(told["quiet_until"])
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise ValueError("it is damaged") from None
-        if owner != tenant_id:
-            raise ValueError("it belongs to another tenant")
-        return cls(names, quiet_until)
-
-    def text(self, tenant_id: str, now: float) -> str:
-        """The cache file's content; names that nobody met for long are left out."""
-        applications = {
-            app_id: {"name": known.name, "asked": known.asked}
-            for app_id, known in sorted(self.names.items())
-            if now - known.asked < 2 * NAME_SECONDS
-        }
-        whole = {
-            "tenant_id": tenant_id,
-            "quiet_until": self.quiet_until,
-            "applications": applications,
-        }
-        return json.dumps(whole, indent=1) + "\n"
-
-
-def load_names(file: Path, tenant_id: str) -> NameCache:
-    """The cache on disk; an empty one where there is none or it is of no use."""
+    None where there is no such file, or it is damaged or another tenant's.
+    """
     try:
         with file.open("rb") as source:
-            data = source.read(NAME_CACHE_BYTES)
-        return NameCache.parse(data, tenant_id)
+            told = json.loads(source.read(NAME_CACHE_BYTES))
+        rows = told["applications"].items()
+        names = {key: (str(row["name"]), float(row["asked"])) for key, row in rows}
+        if told["tenant_id"] == tenant_id:
+            return names, float(told["quiet_until"])
+        reason = "it belongs to another tenant"
     except FileNotFoundError:
-        return NameCache()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        log.info(
-            "cache of application names %s is not used: %s; events lack the names "
-            "until Graph tells them again; nothing to do, the file is written anew",
-            file,
-            reason,
-        )
-        return NameCache()
+        return {}, 0.0
+    except Exception as error:  # noqa: BLE001 -- whatever may stand in it
+        reason = plain(f"{type(error).__name__}: {error}")
+    log.info(
+        "cache of application names %s is not used: %s; events lack the names until "
+        "Graph tells them again; nothing to do, the file is written anew",
+        file,
+        reason,
+    )
+    return {}, 0.0
 
 
 def replace_file(file: Path, text: str) -> None:
     """Write a file whole or not at all, for this user's eyes only. Raises OSError."""
     fresh = file.with_name(f"{file.name}.{os.getpid()}.new")
-    fresh.unlink(missing_ok=True)
     try:
         descriptor = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         with open(descriptor, "w", encoding="ascii") as target:  # noqa: PTH123 -- an fd
             target.write(text)
             target.flush()
-            os.fsync(target.fileno())
+            os.fsync(descriptor)
         fresh.replace(file)
     finally:
         fresh.unlink(missing_ok=True)
 
 
-def with_member(text: str, name: str, value: str) -> str:
-    """A JSON object's text with one more member at its end; the rest as it stood."""
-    return f"{text[:-1]},{json.dumps(name)}:{json.dumps(value)}{text[-1]}"
+def ask_graph(
+    graph_root: str, http: Http, bearer: Bearer, app_ids: Sequence[str]
+) -> dict[str, str]:
+    """The name of each application, "" where the tenant has none of that id.
 
+    At most GRAPH_BATCH ids, in lower case. Raises AnswerError, PollerError.
+    """
 
-class Directory:
-    """The applications of a tenant, as Graph knows them."""
-
-    def __init__(self, graph_root: str, http: Http, bearer: Bearer) -> None:
-        self._base = f"{graph_root}/v1.0/servicePrincipals"
-        self._http = http
-        self._bearer = bearer
-        self._takes_batches = True
-
-    def names(self, app_ids: Sequence[str]) -> dict[str, str]:
-        """The name of each application, "" where the tenant has none of that id.
-
-        At most GRAPH_BATCH ids, in lower case. Raises AnswerError, PollerError.
-        """
-        if self._takes_batches:
-            try:
-                return self._by_filter(app_ids)
-            except AnswerError as error:
-                if error.judgement.verdict not in (Verdict.FAILED, Verdict.MISSING):
-                    raise
-                log.debug("Graph takes no batches (%s); asked one by one", error)
-                self._takes_batches = False
-        return {app_id: self._by_key(app_id) for app_id in app_ids}
-
-    def _by_filter(self, app_ids: Sequence[str]) -> dict[str, str]:
-        listed = ",".join(f"'{app_id}'" for app_id in app_ids)
-        query = urlencode(
-            {"$filter": f"appId in ({listed})", "$select": "appId,displayName"},
-            safe="$,'()",
-            quote_via=quote,
-        )
-        told = self._get(f"{self._base}?{query}")
-        rows = told.get("value")
-        if not isinstance(rows, list):
-            raise BrokenAnswerError("Graph's answer has no list")
-        found = dict(filter(None, map(application, rows)))
-        # What another page would name is not unknown, only not told yet.
-        absent = {} if "@odata.nextLink" in told else dict.fromkeys(app_ids, "")
-        return {**absent, **{key: found[key] for key in app_ids if key in found}}
-
-    def _by_key(self, app_id: str) -> str:
-        url = f"{self._base}(appId='{app_id}')?$select=appId,displayName"
+    def take(response: requests.Response) -> dict[str, str]:
         try:
-            return dict([application(self._get(url)) or (app_id, "")]).get(app_id, "")
-        except AnswerError as error:
-            if error.judgement.verdict is Verdict.MISSING:
-                return ""
-            raise
+            rows = json.loads(read_answer(response).body)["value"]
+            found = {row["appId"].lower(): row["displayName"] or "" for row in rows}
+            return {key: found.get(key, "")[:NAME_MOST] for key in app_ids}
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise BrokenAnswerError("Graph's answer lists no applications") from None
 
-    def _get(self, url: str) -> Mapping[str, Any]:
-        # Not retried: the next run asks again, and an event does not wait for it.
-        call = Call("GET", url, "names of applications", retried=frozenset())
-
-        def take(response: requests.Response) -> Mapping[str, Any]:
-            try:
-                told = json.loads(read_answer(response).body.decode("utf-8-sig"))
-            except (ValueError, RecursionError):
-                raise BrokenAnswerError("Graph's answer is not JSON") from None
-            if not isinstance(told, Mapping):
-                raise BrokenAnswerError("Graph's answer is not an object")
-            return told
-
-        return self._http.ask(call, take, self._bearer)
-
-
-def application(row: object) -> tuple[str, str] | None:
-    """The id, in lower case, and the name that a row of Graph's holds."""
-    if not isinstance(row, Mapping):
-        return None
-    app_id, name = row.get("appId"), row.get("displayName")
-    if not isinstance(app_id, str) or not isinstance(name, str):
-        return None
-    return app_id.lower(), name[:NAME_MOST]
+    wanted = quote(" or ".join(f"appId eq '{app_id}'" for app_id in app_ids))
+    url = f"{graph_root}/v1.0/servicePrincipals?$filter={wanted}"
+    url += "&$select=appId,displayName"
+    # Not retried: the next run asks again, and an event does not wait for it.
+    call = Call("GET", url, "names of applications", retried=frozenset())
+    return http.ask(call, take, bearer)
 
 
 class ApplicationNames:
@@ -3385,123 +3292,117 @@ class ApplicationNames:
     trouble is what a person would have to mend, once the run is over.
     """
 
-    def __init__(self, directory: Directory, file: Path, tenant_id: str) -> None:
-        self._directory = directory
+    def __init__(
+        self,
+        ask: Callable[[Sequence[str]], Mapping[str, str]],
+        file: Path,
+        tenant_id: str,
+    ) -> None:
+        self._ask = ask
         self._file = file
         self._tenant_id = tenant_id
         self._now = time.time()
-        self._cache = load_names(file, tenant_id)
-        quiet = self._cache.quiet_until - self._now
-        self._off = 0 < quiet <= 2 * GRAPH_QUIET_SECONDS
-        self._changed = False
+        self._known, self._quiet_until = load_names(file, tenant_id)
+        self._off = 0 < self._quiet_until - self._now <= 2 * GRAPH_QUIET_SECONDS
         self._wanted: set[str] = set()
-        self._waiting: list[str] = []
-        self._wake = threading.Condition()
-        self._ending = False
-        self._thread: threading.Thread | None = None
+        self._waiting: queue.SimpleQueue[str] = queue.SimpleQueue()  # "" ends it
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
         self.trouble = ""
 
     def decorate(self, event: Mapping[str, Any], text: str) -> str:
         """The event's text, with the application's name if that is known by now."""
         app_id = event.get("ApplicationId")
-        if not isinstance(app_id, str) or not app_id or NAME_FIELD in event:
+        if not isinstance(app_id, str) or NAME_FIELD in event:
             return text
         name = self._name(app_id.lower())
-        return with_member(text, NAME_FIELD, name) if name else text
+        return f'{text[:-1]},"{NAME_FIELD}":{json.dumps(name)}}}' if name else text
 
     def _name(self, app_id: str) -> str:
         if well_known := WELL_KNOWN_APPLICATIONS.get(app_id):
             return well_known
-        known = self._cache.names.get(app_id)
-        if known is None or not known.is_fresh(self._now):
+        name, asked = self._known.get(app_id, ("", 0.0))
+        kept = NAME_SECONDS if name else NO_NAME_SECONDS
+        if not (self._off or 0 <= self._now - asked < kept):
             self._want(app_id)
-        return known.name if known else ""  # an old name is better than none
+        return name  # an old one is better than none
 
     def _want(self, app_id: str) -> None:
-        if self._off or app_id in self._wanted or not GUID.fullmatch(app_id):
+        if app_id in self._wanted or len(self._wanted) >= GRAPH_ASKED_MOST:
             return
-        with self._wake:
-            if app_id in self._wanted or len(self._wanted) >= GRAPH_ASKED_MOST:
-                return
+        if GUID.fullmatch(app_id):
             self._wanted.add(app_id)
-            self._waiting.append(app_id)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, daemon=True)
-                self._thread.start()
-            self._wake.notify()
+            self._waiting.put(app_id)
 
     def _work(self) -> None:
         """Ask Graph for what is wanted, until the run ends or Graph will not."""
         try:
-            while batch := self._next_batch():
-                for app_id, name in self._directory.names(batch).items():
-                    self._cache.names[app_id] = KnownName(name, self._now)
-                    self._changed = True
+            while app_id := self._waiting.get():
+                batch = [app_id]
+                # While Graph answers, others come to share the next request.
+                while len(batch) < GRAPH_BATCH and not self._waiting.empty():
+                    batch.append(self._waiting.get())
+                wanted = [each for each in batch if each]
+                for key, name in self._ask(wanted).items():
+                    self._known[key] = (name, self._now)
+                if len(wanted) < len(batch):
+                    return
         except Exception as error:  # noqa: BLE001 -- a name is never worth a run
             self._give_up(error)
 
-    def _next_batch(self) -> list[str]:
-        with self._wake:
-            self._wake.wait_for(lambda: self._waiting or self._ending)
-            if len(self._waiting) < GRAPH_BATCH and not self._ending:
-                self._wake.wait(GRAPH_GATHER_SECONDS)
-            batch = self._waiting[:GRAPH_BATCH]
-            del self._waiting[:GRAPH_BATCH]
-            return batch
-
-    def _give_up(self, error: Exception) -> None:
-        """Ask no more in this run; say why."""
+    def _give_up(self, error: Exception, quiet_seconds: float = 0.0) -> None:
+        """Ask no more in this run, nor for some seconds; say why."""
         self._off = True
-        judgement = error.judgement if isinstance(error, AnswerError) else None
-        if judgement and judgement.verdict is Verdict.REFUSED:
-            self.trouble = (
-                f"Graph refuses the names of applications ({judgement.reason}); events "
-                f"come without {NAME_FIELD}, but for Microsoft's own and those known "
-                "before; add the application permission Application.Read.All of "
-                "Microsoft Graph to the app registration and grant admin consent, or "
-                "set application_names = no in [graph]"
-            )
-            return
-        if judgement and judgement.retry_after:
-            self._be_quiet(judgement.retry_after)
-        reason = error.what if isinstance(error, PollerError) else plain(str(error))
+        reason = plain(getattr(error, "what", str(error)))
+        if isinstance(error, AnswerError):
+            if error.judgement.verdict is Verdict.REFUSED:
+                self.trouble = (
+                    f"Graph refuses the names of applications ({reason}); events come "
+                    f"without {NAME_FIELD}, but for Microsoft's own and those known "
+                    f"before; {NAMES_FIX}"
+                )
+                return
+            quiet_seconds = error.judgement.retry_after or 0.0
+        self._quiet_until = self._now + min(quiet_seconds, GRAPH_QUIET_SECONDS)
         log.info(
             "names of applications: %s; events come without the names that are not "
             "known yet; nothing to do, a later run asks again",
             reason,
         )
 
-    def _be_quiet(self, seconds_: float) -> None:
-        self._cache.quiet_until = self._now + min(seconds_, GRAPH_QUIET_SECONDS)
-        self._changed = True
-
     def finish(self, most_seconds: float = GRAPH_LAST_SECONDS) -> None:
         """Wait a little for what is still asked, and keep what was learned on disk."""
-        with self._wake:
-            self._ending = True
-            self._wake.notify()
-        if self._thread:
-            self._thread.join(most_seconds)
-            if self._thread.is_alive():
-                self._off = True
-                # Where Graph hangs, runs to come are not to wait for it each time.
-                self._be_quiet(GRAPH_QUIET_SECONDS)
-                log.info(
-                    "names of applications: no answer of Graph in time; events come "
-                    "without the names that are not known yet; nothing to do, a later "
-                    "run asks again"
-                )
-        if not self._changed:
+        self._waiting.put("")
+        self._thread.join(most_seconds)
+        if self._thread.is_alive():
+            # Where Graph hangs, runs to come are not to wait for it each time.
+            late = TimeoutError("no answer of Graph in time")
+            self._give_up(late, GRAPH_QUIET_SECONDS)
+        if not self._wanted:
             return
         try:
-            replace_file(self._file, self._cache.text(self._tenant_id, self._now))
-        except (OSError, RuntimeError) as error:
+            replace_file(self._file, self._text())
+        except (OSError, RuntimeError) as error:  # or a name that comes in just now
             log.info(
                 "cache of application names %s cannot be written: %s; a later run asks "
                 "Graph again; see that this user may write the file and its folder",
                 self._file,
                 error,
             )
+
+    def _text(self) -> str:
+        """The cache file's content; names that nobody met for long are left out."""
+        applications = {
+            app_id: {"name": name, "asked": asked}
+            for app_id, (name, asked) in sorted(self._known.items())
+            if self._now - asked < 2 * NAME_SECONDS
+        }
+        whole = {
+            "tenant_id": self._tenant_id,
+            "quiet_until": self._quiet_until,
+            "applications": applications,
+        }
+        return json.dumps(whole, indent=1) + "\n"
 
 
 # == Activity API ============================================================
@@ -5682,18 +5583,12 @@ def check_names(settings: Settings, http: Http) -> Iterator[Step]:
     if not settings.graph.application_names:
         return
     azure, name = settings.azure, "application names"
-    directory = Directory(
-        azure.graph_root, http, TokenSource(azure, http, azure.graph_root)
-    )
-    permit = (
-        "add the application permission Application.Read.All of Microsoft Graph and "
-        "grant admin consent, or set application_names = no"
-    )
+    bearer = TokenSource(azure, http, azure.graph_root)
     try:
-        directory.names([azure.client_id])
+        ask_graph(azure.graph_root, http, bearer, [azure.client_id])
     except AnswerError as error:
         refused = error.judgement.verdict is Verdict.REFUSED
-        fix = permit if refused else "nothing to do, unless it repeats"
+        fix = NAMES_FIX if refused else "nothing to do, unless it repeats"
         yield Step(name, f"Graph refuses: {error.judgement.reason}", fix)
     except PollerError as error:
         yield Step(name, error.what, error.fix)
@@ -6539,8 +6434,8 @@ def open_names(
     # Its own way to Microsoft: a Graph that throttles slows no other request down.
     http = make_http(settings, environ, GRAPH_TIMEOUT_SECONDS, Http)
     bearer = TokenSource(azure, http, azure.graph_root)
-    directory = Directory(azure.graph_root, http, bearer)
-    return ApplicationNames(directory, settings.graph.cache_file, azure.tenant_id)
+    ask = functools.partial(ask_graph, azure.graph_root, http, bearer)
+    return ApplicationNames(ask, settings.graph.cache_file, azure.tenant_id)
 
 
 def open_state(
