@@ -61,7 +61,6 @@ import time
 import unicodedata
 import warnings
 import zlib
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -4883,42 +4882,24 @@ def lasting_warning(state: State, key: str, now: datetime, text: str) -> None:
 # One more line about the run itself, for a view of the collection's health.
 
 
-def run_event(
-    run: Run, content_types: Sequence[str], started: datetime, ended: datetime
-) -> bytes:
-    """The line about a run. Lag is taken from the state where nothing was polled."""
-    rows = []
-    for content_type in content_types:
-        tally = run.tallies.get(content_type, Tally(content_type))
-        watermark = run.ports.state.watermark(content_type)
-        lag = max(0.0, (ended - watermark).total_seconds()) if watermark else None
-        row: dict[str, object] = {
-            "content_type": content_type,
-            "blobs": tally.blobs,
-            "events": tally.events,
-            "bytes": tally.bytes,
-            "pending": run.ports.state.pending_count(content_type),
-            "lost": tally.lost,
-            "lag_seconds": lag if tally.lag_seconds is None else tally.lag_seconds,
-        }
-        if tally.window:
-            window = tally.window
-            row["window"] = {
-                "start": api_time(window.start) + "Z",
-                "end": api_time(window.end) + "Z",
-            }
-        rows.append(row)
-    whole = {
-        "start": api_time(started) + "Z",
-        "end": api_time(ended) + "Z",
-        "seconds": round((ended - started).total_seconds(), 3),
-        "exit": int(run.exit),
-        "exit_name": run.exit.name,
-        "host": socket.gethostname(),
-        "version": __version__,
-        "content_types": rows,
+def span(window: Window) -> dict[str, object]:
+    """A window as the line about a run tells it."""
+    return {"start": api_time(window.start) + "Z", "end": api_time(window.end) + "Z"}
+
+
+def run_row(run: Run, content_type: str, ended: datetime) -> dict[str, object]:
+    """What became of a content type. Lag is the state's where nothing was polled."""
+    tally, state = run.tally(content_type), run.ports.state
+    watermark, lag = state.watermark(content_type), tally.lag_seconds
+    if lag is None and watermark:
+        lag = max(0.0, (ended - watermark).total_seconds())
+    counted = ("content_type", "blobs", "events", "bytes", "lost")
+    return {
+        **{name: getattr(tally, name) for name in counted},
+        "pending": state.pending_count(content_type),
+        "lag_seconds": lag,
+        **({"window": span(tally.window)} if tally.window else {}),
     }
-    return json.dumps({"o365_poller": whole}, separators=(",", ":")).encode() + b"\n"
 
 
 def send_run_event(
@@ -4926,14 +4907,22 @@ def send_run_event(
 ) -> None:
     """Send the line about a run, on a connection of its own; a failure is said only."""
     try:
-        line = run_event(run, content_types, started, ended)
-        run.ports.sink.deliver([line])
+        whole = {
+            **span(Window(started, ended)),
+            "seconds": round((ended - started).total_seconds(), 3),
+            "exit": run.exit,
+            "exit_name": run.exit.name,
+            "host": socket.gethostname(),
+            "version": __version__,
+            "content_types": [run_row(run, each, ended) for each in content_types],
+        }
+        line = json.dumps({"o365_poller": whole}, separators=(",", ":"))
+        run.ports.sink.deliver([line.encode() + b"\n"])
     except (PollerError, UnreadableStateError) as error:
-        what = error.what if isinstance(error, PollerError) else error
         log.info(
             "the line about this run (run_events) was not delivered: %s; no audit "
             "event is concerned; nothing to do for it, the next run sends its own",
-            what,
+            getattr(error, "what", error),
         )
 
 
@@ -4943,12 +4932,12 @@ def send_run_event(
 
 MAIL_SECONDS = 30.0
 SINK_DOWN_AFTER = timedelta(hours=1)
-TAIL_BYTES = 16 * 1024
+TAIL_LENGTH = 16 * 1024
 LOSSES_NAMED = 50
 
 
 class LogTail(logging.Handler):
-    """Keeps the newest lines of this run's log, within TAIL_BYTES, for a mail."""
+    """Keeps the newest lines of this run's log, within TAIL_LENGTH, for a mail."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -4959,69 +4948,47 @@ class LogTail(logging.Handler):
         self.setFormatter(formatter)
         self.addFilter(ProgressFilter(live=False))
         self.addFilter(Redactor())
-        self._lines: deque[str] = deque()
-        self._bytes = 0
-        self._forgot = False
+        self.text = ""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a line; forget the oldest ones where they are too many."""
-        line = self.format(record)[-TAIL_BYTES:]
-        self._lines.append(line)
-        self._bytes += len(line.encode("utf-8", "replace")) + 1
-        while self._bytes > TAIL_BYTES and len(self._lines) > 1:
-            oldest = self._lines.popleft()
-            self._bytes -= len(oldest.encode("utf-8", "replace")) + 1
-            self._forgot = True
-
-    def text(self) -> str:
-        """The lines, oldest first."""
-        forgot = ["(earlier lines are left out)"] if self._forgot else []
-        return "\n".join([*forgot, *self._lines])
+        text = self.text + self.format(record) + "\n"
+        if len(text) > TAIL_LENGTH:
+            text = text[-TAIL_LENGTH:].partition("\n")[2]
+            text = "(earlier lines are left out)\n" + text
+        self.text = text
 
 
 def log_tail() -> str:
     """The newest lines of this run's log, where a LogTail listens."""
-    return "".join(h.text() for h in log.handlers if isinstance(h, LogTail))
+    return "".join(h.text for h in log.handlers if isinstance(h, LogTail))
 
 
-class Word(enum.Enum):
-    """What there is to be told of a condition."""
-
-    TROUBLE = ""
-    STILL = "still: "
-    WELL = "well again: "
-
-
-def word_due(
+def due(
     told: datetime | None, now: datetime, repeat: timedelta, *, lasts: bool
-) -> Word | None:
-    """What to tell of a condition that was told of at a time, or never; None: nothing.
+) -> str | None:
+    """What a mail on a condition, told of at a time or never, begins its subject with.
 
-    A time ahead of now, told by a clock that was wrong, counts as long ago.
+    None: no mail is due. A time ahead of now, told by a clock that was wrong, counts as
+    long ago.
     """
     if not lasts:
-        return Word.WELL if told else None
+        return "well again: " if told else None
     if told is None:
-        return Word.TROUBLE
-    return None if told <= now < told + repeat else Word.STILL
-
-
-class Condition(NamedTuple):
-    """Something that a person has to mend, and whether it lasts."""
-
-    key: str
-    title: str
-    lasts: bool
-    text: str
+        return ""
+    return None if told <= now < told + repeat else "still: "
 
 
 class Letter(NamedTuple):
-    """A mail that is due, and what to note once the relay has taken it."""
+    """A mail that is due, or what one would say; the state knows what it has told.
 
+    It tells of what lasts, or that it is well again.
+    """
+
+    keys: tuple[str, ...]
     subject: str
     text: str
-    said: tuple[str, ...] = ()
-    unsaid: tuple[str, ...] = ()
+    lasts: bool = True
 
 
 def explained(error: PollerError) -> str:
@@ -5033,200 +5000,175 @@ def explained(error: PollerError) -> str:
     )
 
 
-def errors_of(run: Run, content_type: str) -> list[PollerError]:
-    """What went wrong with one content type; with "" what concerns the whole run."""
-    return [error for of, error in run.errors if of == content_type]
-
-
-def is_polled(run: Run, tally: Tally) -> bool:
-    """Whether this run has listed a content type: it had a token and the permission.
+def polled_types(run: Run) -> list[str]:
+    """What this run has listed: it had a token, and the permission.
 
     A sink that fails proves no less: there were events to send.
     """
-    ended = [each for each in errors_of(run, "") if not isinstance(each, SinkError)]
-    broken = ended or errors_of(run, tally.content_type)
-    return tally.window is not None and not broken
+    failed = {of for of, error in run.errors if not isinstance(error, SinkError)}
+    return [
+        content_type
+        for content_type, tally in run.tallies.items()
+        if tally.window and not failed & {"", content_type}
+    ]
 
 
-def refusals(run: Run) -> Iterator[Condition]:
+def refusals(run: Run) -> Iterator[Letter]:
     """What Entra ID or the API refuse, or no longer do, as far as this run knows."""
-    title = "access is refused"
-    own = [each for each in errors_of(run, "") if isinstance(each, RefusedError)]
-    proven = any(is_polled(run, tally) for tally in run.tallies.values())
+    errors = reversed(run.errors)  # so that the first of each remains
+    refused = {of: error for of, error in errors if isinstance(error, RefusedError)}
+    well = polled_types(run)
     # A permission that is missing for one content type was told by an API that took
     # the token.
-    proven = proven or any(of and isinstance(e, RefusedError) for of, e in run.errors)
-    if own:
-        yield Condition("refused", title, lasts=True, text=explained(own[0]))
-    elif proven:
-        yield Condition("refused", title, lasts=False, text="A token was had.")
-    for content_type, tally in run.tallies.items():
-        refused = [
-            each
-            for each in errors_of(run, content_type)
-            if isinstance(each, RefusedError)
-        ]
-        key = f"refused {content_type}"
-        if refused:
-            yield Condition(key, title, lasts=True, text=explained(refused[0]))
-        elif is_polled(run, tally) and not own:
-            told = f"{content_type} is polled again."
-            yield Condition(key, title, lasts=False, text=told)
+    if well or refused:
+        well.append("")
+    for of in ("", *run.tallies):
+        keys, title = (f"mail: refused {of}".strip(),), "access is refused"
+        if of in refused:
+            yield Letter(keys, title, explained(refused[of]))
+        elif of in well:
+            told = f"{of} is polled again." if of else "A token was had."
+            yield Letter(keys, title, told, lasts=False)
+
+
+def certificate_end(expires: datetime, now: datetime) -> str:
+    """When a certificate ends or has ended."""
+    if expires <= now:
+        return f"ended on {expires:%Y-%m-%d}"
+    return f"ends on {expires:%Y-%m-%d}, in {(expires - now).days} days"
 
 
 def certificate_warning(expires: datetime | None, now: datetime, most_days: int) -> str:
     """What to say of a certificate that is about to end or has; "" if neither."""
     if expires is None or expires - now > timedelta(days=most_days):
         return ""
-    days = (expires - now) // timedelta(days=1)
-    ends = f"ends on {expires:%Y-%m-%d}, in {days} days"
-    if expires <= now:
-        ends = f"ended on {expires:%Y-%m-%d}"
     return (
-        f"the application's certificate {ends}; without one Entra ID gives no token, "
-        "and what is not fetched within 7 days is lost; upload a new one to the app "
-        "registration, then change key and certificate in [azure]"
+        f"the application's certificate {certificate_end(expires, now)}; without one "
+        "Entra ID gives no token, and what is not fetched within 7 days is lost; "
+        "upload a new one to the app registration, then change key and certificate in "
+        "[azure]"
     )
 
 
 def certificate_condition(
     settings: Settings, run: Run, now: datetime
-) -> Iterator[Condition]:
+) -> Iterator[Letter]:
     """The certificate's end, or that there is none in sight and a token was had."""
-    title = "the certificate is about to end"
+    keys, title = ("mail: certificate",), "the certificate is about to end"
     expires = settings.azure.credential.expires
     text = certificate_warning(expires, now, settings.alerts.certificate_days)
     if text:
-        yield Condition("certificate", title, lasts=True, text=text)
-    elif any(is_polled(run, tally) for tally in run.tallies.values()):
+        yield Letter(keys, title, text)
+    elif polled_types(run):
         end = f"{expires:%Y-%m-%d}" if expires else "no day that is known here"
-        told = (
-            f"The certificate in use ends on {end}, and Entra ID gave a token for it."
-        )
-        yield Condition("certificate", title, lasts=False, text=told)
+        told = f"The certificate ends on {end}, and Entra ID gave a token for it."
+        yield Letter(keys, title, told, lasts=False)
 
 
-def sink_condition(run: Run, state: State, now: datetime) -> Iterator[Condition]:
+def sink_condition(run: Run, state: State, now: datetime) -> Iterator[Letter]:
     """No Logstash for an hour, or events that one has taken. Notes since when."""
-    since_key, title = "mail: no Logstash since", "no Logstash takes the events"
-    failed_ones = [each for each in errors_of(run, "") if isinstance(each, SinkError)]
-    if failed_ones:
+    since_key = "mail: no Logstash since"
+    keys, title = ("mail: sink",), "no Logstash takes the events"
+    failed = [error for _, error in run.errors if isinstance(error, SinkError)]
+    if failed:
         since = state.said(since_key)
         if since is None or since > now:
             state.say(since_key, now)
         elif now - since >= SINK_DOWN_AFTER:
-            text = f"{explained(failed_ones[0])}\nSince:          {api_time(since)} UTC"
-            yield Condition("sink", title, lasts=True, text=text)
+            text = f"{explained(failed[0])}\nSince:          {api_time(since)} UTC"
+            yield Letter(keys, title, text)
     elif any(tally.events for tally in run.tallies.values()):
         state.unsay(since_key)
-        yield Condition("sink", title, lasts=False, text="Events were taken again.")
+        yield Letter(keys, title, "Events were taken again.", lasts=False)
 
 
-def lasting_letters(
-    conditions: Iterable[Condition], state: State, now: datetime, repeat: timedelta
+def due_letters(
+    conditions: Iterable[Letter], state: State, now: datetime, repeat: timedelta
 ) -> Iterator[Letter]:
     """The mails due for what lasts or is well again; one for all of the same title."""
-    due: dict[tuple[str, Word], list[Condition]] = {}
+    found: dict[str, list[Letter]] = {}
     for each in conditions:
-        told = state.said(f"mail: {each.key}")
-        word = word_due(told, now, repeat, lasts=each.lasts)
-        if word:
-            due.setdefault((each.title, word), []).append(each)
-    for (title, word), found in due.items():
-        keys = tuple(f"mail: {each.key}" for each in found)
-        well = word is Word.WELL
-        yield Letter(
-            f"{word.value}{title}",
-            "\n\n".join(each.text for each in found),
-            said=() if well else keys,
-            unsaid=keys if well else (),
-        )
+        begins = due(state.said(each.keys[0]), now, repeat, lasts=each.lasts)
+        if begins is not None:
+            found.setdefault(begins + each.subject, []).append(each)
+    for subject, alike in found.items():
+        keys = tuple(key for each in alike for key in each.keys)
+        text = "\n\n".join(each.text for each in alike)
+        yield Letter(keys, subject, text, alike[0].lasts)
 
 
 def loss_letter(state: State) -> Iterator[Letter]:
     """The mail for the losses that no mail has told of yet, if there are any."""
-    fresh, prefix = [], "mail: lost "
-    told = state.said_keys(prefix)
+    prefix = "mail: lost "
+    told, fresh = state.said_keys(prefix), {}
     for lost in state.losses():
-        parts = (lost.content_type, lost.content_id, str(lost.window))
-        key = prefix + fingerprint(" ".join(parts)).hex()
-        if key not in told:
-            fresh.append((key, lost))
-    if not fresh:
-        return
-    named = "\n".join(f"  {lost}" for _, lost in fresh[:LOSSES_NAMED])
-    more = len(fresh) - LOSSES_NAMED
-    yield Letter(
-        "audit events are lost",
-        "What happened:  the API can no longer give these:\n"
-        f"{named}\n"
-        + (f"  and {more} more; the log names them all\n" if more > 0 else "")
-        + "What it means:  the events of these spans and blobs will not arrive\n"
-        "What to do:     the audit search of Purview may still have them: export it",
-        said=tuple(key for key, _ in fresh),
-    )
+        what = f"{lost.content_type} {lost.content_id} {lost.window}"
+        fresh[prefix + fingerprint(what).hex()] = f"  {lost}\n"
+    fresh = {key: named for key, named in fresh.items() if key not in told}
+    named = [*fresh.values()][:LOSSES_NAMED]
+    if len(fresh) > LOSSES_NAMED:
+        named.append(f"  {len(fresh) - LOSSES_NAMED} more; the log names them all\n")
+    if fresh:
+        yield Letter(
+            tuple(fresh),
+            "audit events are lost",
+            f"What happened:  the API can no longer give these:\n{''.join(named)}"
+            "What it means:  the events of these spans and blobs will not arrive\n"
+            "What to do:     export them from the audit search of Purview, if it has them",
+        )
 
 
 def compose(letter: Letter, settings: Settings, run: Run, now: datetime) -> Any:
     """The mail as it goes out, with no known secret in it."""
     from email.message import EmailMessage
-    from email.utils import format_datetime, make_msgid
+    from email.utils import make_msgid
 
-    alerts = settings.alerts
+    alerts, tenant_id = settings.alerts, settings.azure.tenant_id
     mail = EmailMessage()
-    mail["Subject"] = (
-        f"o365_poller, tenant {settings.azure.tenant_id}: {letter.subject}"
-    )
-    mail["From"] = alerts.sender
-    mail["To"] = ", ".join(alerts.to)
-    mail["Date"] = format_datetime(now)
-    mail["Message-ID"] = make_msgid(domain=alerts.sender.rpartition("@")[2])
-    mail["Auto-Submitted"] = "auto-generated"
+    headers = {
+        "Subject": f"o365_poller, tenant {tenant_id}: {letter.subject}",
+        "From": alerts.sender,
+        "To": ", ".join(alerts.to),
+        "Date": now,
+        "Message-ID": make_msgid(domain=alerts.sender.rpartition("@")[2]),
+        "Auto-Submitted": "auto-generated",
+    }
+    for name, value in headers.items():
+        mail[name] = value
     text = (
         f"{letter.text}\n\n"
-        f"Tenant:         {settings.azure.tenant_id}\n"
+        f"Tenant:         {tenant_id}\n"
         f"Host:           {socket.gethostname()}\n"
         f"Configuration:  {settings.file.absolute()}\n"
         f"Exit code:      {int(run.exit)} {run.exit.name}: {run.exit.meaning}\n\n"
-        f"The end of this run's log:\n\n{log_tail()}\n"
+        f"The end of this run's log:\n\n{log_tail()}"
     )
     # A lone surrogate, as a file name may hold one, cannot be sent.
     mail.set_content(blacked_out(text).encode("utf-8", "replace").decode())
     return mail
 
 
-def meet_relay(alerts: Alerts) -> Any:
-    """A relay that is ready for a mail: connected, encrypted, and knowing us.
+def post(alerts: Alerts, mail: Any = None) -> None:
+    """Hand a mail to the relay; without one meet it only: connect, encrypt, sign in.
 
     Raises what smtplib, sockets and TLS raise.
     """
     import smtplib
 
     where = (alerts.smtp_host, alerts.smtp_port)
+    relay: Any
     if alerts.smtp_security == "tls":
         context = ssl.create_default_context()
-        relay: Any = smtplib.SMTP_SSL(*where, timeout=MAIL_SECONDS, context=context)
+        relay = smtplib.SMTP_SSL(*where, timeout=MAIL_SECONDS, context=context)
     else:
         relay = smtplib.SMTP(*where, timeout=MAIL_SECONDS)
-    try:
+    with contextlib.closing(relay):
         if alerts.smtp_security == "starttls":
             relay.starttls(context=ssl.create_default_context())
+        relay.ehlo_or_helo_if_needed()
         if alerts.username:
             relay.login(alerts.username, alerts.password.reveal())
-        else:
-            relay.ehlo_or_helo_if_needed()
-    except BaseException:
-        relay.close()
-        raise
-    return relay
-
-
-def post(alerts: Alerts, mail: Any) -> None:
-    """Hand a mail to the relay. Raises what smtplib, sockets and TLS raise."""
-    relay = meet_relay(alerts)
-    with contextlib.closing(relay):
-        refused = relay.send_message(mail)
-        for address, (code, _) in refused.items():
+        for address, (code, _) in (relay.send_message(mail) if mail else {}).items():
             log.warning(
                 "mail: the relay refuses the address %s (%d); the others got it; check "
                 "to in [alerts]",
@@ -5238,22 +5180,22 @@ def post(alerts: Alerts, mail: Any) -> None:
             relay.quit()
 
 
-def mail_reason(error: BaseException) -> str:
+def mail_reason(error: Exception) -> str:
     """Why a relay did not take a mail. What it says to a password is not repeated."""
     import smtplib
 
     if isinstance(error, smtplib.SMTPAuthenticationError):
         return f"it refuses username or password ({error.smtp_code})"
     if isinstance(error, smtplib.SMTPRecipientsRefused):
-        codes = sorted({code for code, _ in error.recipients.values()})
-        return f"it refuses every address of to ({', '.join(map(str, codes))})"
+        codes = sorted({str(code) for code, _ in error.recipients.values()})
+        return f"it refuses every address of to ({', '.join(codes)})"
     if isinstance(error, smtplib.SMTPResponseException):
         said = error.smtp_error
         words = said.decode("utf-8", "replace") if isinstance(said, bytes) else said
         return plain(f"it answers {error.smtp_code} {words}")
     if isinstance(error, TimeoutError):
         return f"no answer within {MAIL_SECONDS:g} s"
-    return sink_reason(error) if isinstance(error, Exception) else type(error).__name__
+    return sink_reason(error)
 
 
 def within(seconds_: float, work: Callable[[], None]) -> None:
@@ -5261,12 +5203,12 @@ def within(seconds_: float, work: Callable[[], None]) -> None:
 
     A time-out bounds a silence only, and the name service has none at all.
     """
-    result: list[BaseException] = []
+    result: list[Exception] = []
 
     def body() -> None:
         try:
             work()
-        except BaseException as error:  # noqa: BLE001 -- raised in the main thread
+        except Exception as error:  # noqa: BLE001 -- raised in the main thread
             result.append(error)
 
     thread = threading.Thread(target=body, daemon=True)
@@ -5289,14 +5231,12 @@ def send_alerts(settings: Settings, run: Run) -> None:
             *certificate_condition(settings, run, now),
             *sink_condition(run, state, now),
         ]
-        letters = [
-            *lasting_letters(conditions, state, now, alerts.repeat),
-            *loss_letter(state),
-        ]
-        for letter in letters:
+        lasting = list(due_letters(conditions, state, now, alerts.repeat))
+        for letter in (*lasting, *loss_letter(state)):
             mail = compose(letter, settings, run, now)
             within(MAIL_SECONDS, functools.partial(post, alerts, mail))
-            state.note_said(letter.said, letter.unsaid, now)
+            said, unsaid = (letter.keys, ()) if letter.lasts else ((), letter.keys)
+            state.note_said(said, unsaid, now)
             log.info("mail sent: %s", letter.subject)
     except (PollerError, UnreadableStateError) as error:
         log.warning("mail: %s; the next run sends what is due", error)
@@ -5714,7 +5654,7 @@ def check_relay(alerts: Alerts) -> Iterator[Step]:
         return
     name = f"mail relay {alerts.smtp_host}:{alerts.smtp_port}"
     try:
-        within(MAIL_SECONDS, lambda: meet_relay(alerts).close())
+        within(MAIL_SECONDS, lambda: post(alerts))
     except Exception as error:  # noqa: BLE001 -- whatever smtplib and TLS raise
         fix = "check [alerts], and that the relay lets this machine in"
         yield Step(name, mail_reason(error), fix)
