@@ -5114,7 +5114,7 @@ def loss_letter(state: State) -> Iterator[Letter]:
             "audit events are lost",
             f"What happened:  the API can no longer give these:\n{''.join(named)}"
             "What it means:  the events of these spans and blobs will not arrive\n"
-            "What to do:     export them from the audit search of Purview, if it has them",
+            "What to do:     the audit search of Purview may have them still: export",
         )
 
 
@@ -5298,16 +5298,10 @@ class PatientHttp(Http):
             self.ahead = datetime.now(UTC) - date
         return date
 
-    def ask(
-        self,
-        call: Call,
-        take: Callable[[requests.Response], T],
-        bearer: Bearer | None = None,
-        stop: threading.Event | None = None,
-    ) -> T:
+    def ask(self, call: Call, *args: Any, **named: Any) -> Any:
         """As Http.ask does."""
         fewer = call._replace(tries=min(call.tries, CHECK_TRIES))
-        return super().ask(fewer, take, bearer, stop)
+        return super().ask(fewer, *args, **named)
 
 
 class LookingApi(ActivityApi):
@@ -5321,65 +5315,47 @@ class LookingApi(ActivityApi):
             "wait an hour: Microsoft takes its time after a stop or a first start",
         )
 
-    def subscription_states(self) -> dict[str, str]:
-        """By content type in lower case: enabled or disabled; what is missing is not.
 
-        Raises SourceError, RefusedError.
-        """
-        call = Call("GET", self.feed.operation("list"), "list of subscriptions")
+class LookingSink(LogstashSink):
+    """A sink for looking at one host; told is what its connection shows."""
 
-        def take(response: requests.Response) -> dict[str, str]:
-            body = read_answer(response).body
-            enabled = parse_subscriptions(body)
-            rows = json.loads(body.decode("utf-8-sig"))
-            named = {str(row["contentType"]).lower() for row in rows}
-            return {
-                name: "enabled" if name in enabled else "disabled" for name in named
-            }
+    told = "connects"
 
-        try:
-            return self._http.ask(call, take, self._bearer)
-        except AnswerError as error:
-            raise refusal(call.what, PERMISSION, error.judgement) from None
+    def connect(self, host: Host) -> socket.socket:
+        """As LogstashSink.connect does."""
+        connection = super().connect(host)
+        if isinstance(connection, ssl.SSLSocket):
+            shown: Mapping[str, Any] = connection.getpeercert() or {}
+            end = moment(ssl.cert_time_to_seconds(shown["notAfter"]))
+            self.told = f"connects, {connection.version()}, its certificate ends on "
+            self.told += f"{end:%Y-%m-%d}"
+        return connection
 
 
 def check_certificate(settings: Settings, now: datetime) -> Step:
     """The key and what belongs to it; that they fit was seen with the configuration."""
-    name, credential = "key and certificate", settings.azure.credential
-    if credential.client_secret:
+    name, expires = "key and certificate", settings.azure.credential.expires
+    if expires is None:
         return Step(
             name,
-            "a client secret is used, whose end is not known here",
-            "make a certificate and use that: a secret travels, a key does not",
+            "with a thumbprint or a client secret alone the end is not known here",
+            "name the certificate in [azure] certificate, to be warned before it ends; "
+            "in place of a secret, which travels, make a key and a certificate",
         )
-    if credential.expires is None:
-        return Step(
-            name,
-            "the key is read; with a thumbprint alone the certificate's end is not "
-            "known here",
-            "name the certificate in [azure] certificate, to be warned before it ends",
-        )
-    days = (credential.expires - now) // timedelta(days=1)
-    end = f"{credential.expires:%Y-%m-%d}"
     renew = (
         "make a new key and certificate, upload the certificate to the app "
         "registration, then change both in [azure]"
     )
-    if days < 0:
-        return Step(name, f"the certificate ended on {end}", renew, Exit.REFUSED)
-    found = f"they belong together; the certificate ends on {end}, in {days} days"
-    soon = days <= settings.alerts.certificate_days
-    return Step(name, found, renew if soon else "")
+    found = f"the certificate {certificate_end(expires, now)}"
+    if expires <= now:
+        return Step(name, found, renew, Exit.REFUSED)
+    soon = (expires - now).days <= settings.alerts.certificate_days
+    return Step(name, f"they belong together; {found}", renew if soon else "")
 
 
-def check_token(
-    settings: Settings, content_types: Sequence[str], bearer: Bearer
-) -> Iterator[Step]:
-    """The sign-in, and what the token says that it is good for."""
-    token = bearer.token()
-    yield Step("token", f"Entra ID gave one for {settings.azure.api_root}")
-    claims = read_claims(token)
-    name = "permissions"
+def check_permissions(token: Secret, content_types: Sequence[str]) -> Iterator[Step]:
+    """The permissions (roles) that a token carries, against those that are needed."""
+    claims, name = read_claims(token), "permissions"
     if not claims:
         yield Step(
             name,
@@ -5387,65 +5363,52 @@ def check_token(
             "see by the listings below whether they suffice",
         )
         return
-    tenant = str(claims.get("tid", "")).lower()
-    if tenant != settings.azure.tenant_id:
-        yield Step(
-            name,
-            f"the token is for the tenant {plain(tenant, 60) or 'of no name'}",
-            "check tenant_id and cloud in [azure]",
-        )
-    yield from check_roles(claims.get("roles"), content_types)
-
-
-def check_roles(told: object, content_types: Sequence[str]) -> Iterator[Step]:
-    """The permissions that a token carries, against those that are needed."""
-    name = "permissions"
+    told = claims.get("roles")
     roles = [str(role) for role in told] if isinstance(told, list) else []
     # All content types want the first; documented: DLP.All wants both.
-    needed = {PERMISSION: list(content_types)}
-    for each in content_types:
-        if permission_for(each) != PERMISSION:
-            needed.setdefault(permission_for(each), []).append(each)
-    lacking = [permission for permission in needed if permission not in roles]
-    for permission in lacking:
+    wanted = [(PERMISSION, each) for each in content_types]
+    wanted += [(permission_for(each), each) for each in content_types]
+    lacking: dict[str, list[str]] = {}
+    for permission, content_type in dict.fromkeys(wanted):
+        if permission not in roles:
+            lacking.setdefault(permission, []).append(content_type)
+    for permission, without_it in lacking.items():
         yield Step(
             name,
-            f"{permission} is missing, without which {', '.join(needed[permission])} "
-            "cannot be had",
+            f"{permission} is missing, without which {', '.join(without_it)} cannot be "
+            "had",
             f"add the application permission {permission} of Office 365 Management "
             "APIs to the app registration and grant admin consent",
             Exit.REFUSED,
         )
     if not lacking:
-        listed = ", ".join(plain(role, 60) for role in roles)
+        listed = plain(", ".join(roles))
         yield Step(name, f"{listed}: enough for {', '.join(content_types)}")
-
-
-def check_clock(http: PatientHttp) -> Iterator[Step]:
-    """This machine's clock against the newest Date header of Microsoft's."""
-    if http.ahead is None:
-        return
-    found = f"{http.ahead.total_seconds():+.0f} s from Microsoft's"
-    wrong = abs(http.ahead) > CLOCKS_AGREE
-    yield Step("clock", found, "set this machine's clock (NTP)" if wrong else "")
 
 
 def check_content(
     api: LookingApi, content_types: Sequence[str], now: datetime
 ) -> Iterator[Step]:
     """Each content type's subscription, and one look at what it has."""
-    states: Mapping[str, str] | None = None
+    enabled: set[str] | None = None
     try:
-        states = api.subscription_states()
+        enabled = api.subscriptions()
     except SourceError as error:
         # As a poll does: content may be had all the same.
         yield Step("subscriptions", error.what, error.fix)
     for content_type in content_types:
-        if states is not None:
-            step = check_subscription(content_type, states)
-            yield step
-            if step.fix:
-                continue
+        name = f"subscription {content_type}"
+        if enabled is not None and content_type.lower() not in enabled:
+            yield Step(
+                name,
+                "not enabled; --check starts none",
+                "the first poll starts it; its first content may take 12 hours, and "
+                "what happened before may never come; see that auditing is on in the "
+                "Purview portal",
+            )
+            continue
+        if enabled is not None:
+            yield Step(name, "enabled")
         try:
             yield check_listing(api, content_type, now)
         except TokenError:
@@ -5454,59 +5417,40 @@ def check_content(
             yield failed_step(f"listing {content_type}", error, f"{content_type}: ")
 
 
-def check_subscription(content_type: str, states: Mapping[str, str]) -> Step:
-    """Whether a content type's subscription is there."""
-    name = f"subscription {content_type}"
-    found = states.get(content_type.lower(), "missing")
-    if found == "enabled":
-        return Step(name, found)
-    return Step(
-        name,
-        f"{found}; --check starts none",
-        "the first poll starts it; its first content may take 12 hours, and what "
-        "happened before may never come; see that auditing is on in the Purview portal",
-    )
-
-
 def check_listing(api: LookingApi, content_type: str, now: datetime) -> Step:
     """How many blobs the last 24 hours have, and how old the newest is."""
-    count, newest = 0, None
-    end = whole_second(min(now, api.date() or now))
+    end, name = whole_second(min(now, api.date() or now)), f"listing {content_type}"
     # The newest part first, so that a big tenant's newest blob is met.
-    for window in reversed(list(slices(Window(end - LOOKED_BACK, end)))):
-        stop = threading.Event()
-        blobs = api.listing(content_type, window, stop)
-        for blob in itertools.islice(blobs, LISTED_MOST - count):
-            count += 1
-            newest = max(newest or blob.created, blob.created)
-    name = f"listing {content_type}"
-    if newest is None:
+    parts = reversed(list(slices(Window(end - LOOKED_BACK, end))))
+    stop = threading.Event()
+    blobs = (b for part in parts for b in api.listing(content_type, part, stop))
+    times = [blob.created for blob in itertools.islice(blobs, LISTED_MOST)]
+    if not times:
         return Step(
             name,
             "no blob in the last 24 hours",
             "none, if little happens in the tenant or the subscription is younger than "
             "12 hours; else see that auditing is on in the Purview portal",
         )
-    more = " or more" if count >= LISTED_MOST else ""
-    age = max(0, (end - newest) // timedelta(minutes=1))
-    return Step(
-        name, f"{count}{more} blobs in the last 24 hours, the newest {age} min old"
-    )
+    age = max(0, (end - max(times)) // timedelta(minutes=1))
+    more = " or more" if len(times) == LISTED_MOST else ""
+    told = f"{len(times)}{more} blobs in the last 24 hours"
+    return Step(name, f"{told}, the newest {age} min old")
 
 
 def check_microsoft(
-    settings: Settings, content_types: Sequence[str], http: PatientHttp, now: datetime
+    azure: Azure, content_types: Sequence[str], http: PatientHttp, now: datetime
 ) -> Iterator[Step]:
     """Sign-in, permissions, subscriptions, listings, clock; ends where all would."""
-    azure = settings.azure
     bearer = TokenSource(azure, http, azure.api_root)
     feed = Feed(azure.api_root, azure.tenant_id, azure.publisher_id)
-    api = LookingApi(feed, http, bearer)
     name = "token"
     try:
-        yield from check_token(settings, content_types, bearer)
+        token = bearer.token()
+        yield Step(name, f"Entra ID gave one for {azure.api_root}")
+        yield from check_permissions(token, content_types)
         name = "subscriptions"
-        yield from check_content(api, content_types, now)
+        yield from check_content(LookingApi(feed, http, bearer), content_types, now)
     except PollerError as error:
         yield failed_step(name, error)
         if name == "token":
@@ -5515,89 +5459,62 @@ def check_microsoft(
                 "not looked at, for there is no token",
                 "mend the token first",
             )
-    yield from check_clock(http)
+    if http.ahead is not None:
+        wrong = abs(http.ahead) > CLOCKS_AGREE
+        found = f"{http.ahead.total_seconds():+.0f} s from Microsoft's"
+        yield Step("clock", found, "set this machine's clock (NTP)" if wrong else "")
 
 
-def check_names(settings: Settings, http: Http) -> Iterator[Step]:
-    """Whether Graph tells names, where they are asked for; it never fails a poll."""
-    if not settings.graph.application_names:
-        return
-    azure, name = settings.azure, "application names"
-    bearer = TokenSource(azure, http, azure.graph_root)
+def check_names(azure: Azure, http: Http) -> Step:
+    """Whether Graph tells names; it never fails a poll."""
+    name, bearer = "application names", TokenSource(azure, http, azure.graph_root)
     try:
         ask_graph(azure.graph_root, http, bearer, [azure.client_id])
     except AnswerError as error:
         refused = error.judgement.verdict is Verdict.REFUSED
         fix = NAMES_FIX if refused else "nothing to do, unless it repeats"
-        yield Step(name, f"Graph refuses: {error.judgement.reason}", fix)
+        return Step(name, f"Graph refuses: {error}", fix)
     except PollerError as error:
-        yield Step(name, error.what, error.fix)
-    else:
-        yield Step(name, "Graph tells them")
+        return Step(name, error.what, error.fix)
+    return Step(name, "Graph tells them")
 
 
-def try_host(settings: Logstash, host: Host) -> str:
-    """Connect to a Logstash host, send nothing, await its end; what there is to tell.
-
-    Raises PeerError.
-    """
-    sink, step = LogstashSink(settings), "connecting"
-    try:
-        with sink.connect(host) as connection:
-            told = "connects"
-            if isinstance(connection, ssl.SSLSocket):
-                shown: Mapping[str, Any] = connection.getpeercert() or {}
-                end = moment(ssl.cert_time_to_seconds(shown["notAfter"]))
-                version = connection.version()
-                told += f", {version}, its certificate ends on {end:%Y-%m-%d}"
-            step = "ending the connection"
-            end_sending(connection)
-            await_end(connection, settings.timeout_seconds)
-    except TimeoutError:
-        wait = f"{settings.timeout_seconds:g}"
-        raise PeerError(f"made no progress in {wait} s while {step}") from None
-    except (OSError, ValueError) as error:
-        raise PeerError(f"failed while {step}: {sink_reason(error)}") from None
-    return told
-
-
-def check_logstash(settings: Logstash) -> Iterator[Step]:
-    """Each Logstash host; a poll fails where none is left."""
-    bounded = settings._replace(
-        timeout_seconds=min(settings.timeout_seconds, CHECK_SECONDS)
-    )
-    found: dict[Host, tuple[bool, str]] = {}
+def check_logstash(settings: Logstash) -> list[Step]:
+    """Each Logstash host, with a batch of nothing; a poll fails where none is left."""
+    seconds_ = min(settings.timeout_seconds, CHECK_SECONDS)
+    steps = []
     for host in settings.hosts:
+        alone = settings._replace(hosts=(host,), timeout_seconds=seconds_)
+        sink, name = LookingSink(alone), f"Logstash {host}"
         try:
-            found[host] = (True, try_host(bounded, host))
-        except PeerError as error:
-            found[host] = (False, str(error))
-    some = any(works for works, _ in found.values())
-    for host, (works, told) in found.items():
-        if works:
-            yield Step(f"Logstash {host}", told)
-            continue
-        yield Step(
-            f"Logstash {host}",
-            told,
-            "see that the tcp input listens there, that no firewall is between, and "
-            "that tls and ca_file in [logstash] fit it",
-            Exit.OK if some else Exit.SINK,
-        )
+            sink.deliver([])
+        except SinkError as error:
+            subject = f"no Logstash took the events: {host} "
+            steps.append(failed_step(name, error, subject))
+        else:
+            steps.append(Step(name, sink.told))
+    some = any(step.exit is Exit.OK for step in steps)
+    return [step._replace(exit=Exit.OK) if some else step for step in steps]
 
 
-def check_state(settings: Settings, content_types: Sequence[str]) -> Iterator[Step]:
+def check_file(name: str, path: Path) -> Step:
+    """Whether a file can be written, or made."""
+    there = path.exists()
+    if os.access(path if there else path.parent, os.W_OK):
+        return Step(name, f"{path}{'' if there else ': none yet; a poll makes it'}")
+    fix = "see that this user may write the file and its folder"
+    return Step(name, f"{path} cannot be written", fix, Exit.USAGE)
+
+
+def check_state(
+    path: Path, azure: Azure, content_types: Sequence[str]
+) -> Iterator[Step]:
     """The state, read only: how far each content type has got."""
-    path, azure = settings.poll.state_file, settings.azure
-    writable = "see that this user may write the file and its folder"
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        found = f"{path} cannot be written"
-        yield Step("state", found, writable, Exit.USAGE)
-        return
-    if not path.exists():
-        yield Step("state", f"{path}: none yet; the first poll makes it")
-        return
+    step = check_file("state", path)
     again = "nothing to do: the next poll polls the last 7 days again"
+    if step.fix or not path.exists():
+        yield step
+        return
     if not path.stat().st_size:
         yield Step("state", f"{path} is empty", again)
         return
@@ -5608,8 +5525,7 @@ def check_state(settings: Settings, content_types: Sequence[str]) -> Iterator[St
     except UnreadableStateError as error:
         yield Step("state", f"{path} is unreadable ({plain(str(error))})", again)
     except StateError as error:
-        journal = path.with_name(path.name + "-journal")
-        if journal.exists():
+        if path.with_name(path.name + "-journal").exists():
             # To read it would be to write it: SQLite undoes first what is half-written.
             undo = (
                 "nothing to do: the next poll undoes what a killed one left "
@@ -5626,40 +5542,23 @@ def check_progress(state: State, content_type: str) -> Step:
     if watermark is None:
         return Step(name, "not polled yet")
     age = max(0, (datetime.now(UTC) - watermark) // timedelta(minutes=1))
-    pending = state.pending_count(content_type)
     found = (
         f"last good poll up to {api_time(watermark)} UTC, {age} min ago; "
-        f"{pending} blobs pending"
+        f"{state.pending_count(content_type)} blobs pending"
     )
-    behind = age > 60
     fix = "see the log for why the polls since then failed, or that cron runs them"
-    return Step(name, found, fix if behind else "")
+    return Step(name, found, fix if age > 60 else "")
 
 
-def check_log(settings: Settings) -> Iterator[Step]:
-    """Whether the log file can be written, where there is to be one."""
-    file = settings.logging.file
-    if file is None:
-        return
-    if os.access(file if file.exists() else file.parent, os.W_OK):
-        yield Step("log", str(file))
-        return
-    fix = "see that this user may write the file and its folder"
-    yield Step("log", f"{file} cannot be written", fix, Exit.USAGE)
-
-
-def check_relay(alerts: Alerts) -> Iterator[Step]:
+def check_relay(alerts: Alerts) -> Step:
     """The mail relay, up to the password; no mail is sent. It never fails a poll."""
-    if not alerts.smtp_host:
-        return
     name = f"mail relay {alerts.smtp_host}:{alerts.smtp_port}"
     try:
         within(MAIL_SECONDS, lambda: post(alerts))
     except Exception as error:  # noqa: BLE001 -- whatever smtplib and TLS raise
         fix = "check [alerts], and that the relay lets this machine in"
-        yield Step(name, mail_reason(error), fix)
-    else:
-        yield Step(name, "answers, and takes what [alerts] says")
+        return Step(name, mail_reason(error), fix)
+    return Step(name, "answers, and takes what [alerts] says")
 
 
 def check_steps(
@@ -5670,12 +5569,15 @@ def check_steps(
     yield Step("configuration", str(settings.file))
     yield check_certificate(settings, now)
     http = make_http(settings, environ, settings.poll.timeout_seconds, PatientHttp)
-    yield from check_microsoft(settings, content_types, http, now)
-    yield from check_names(settings, http)
+    yield from check_microsoft(settings.azure, content_types, http, now)
+    if settings.graph.application_names:
+        yield check_names(settings.azure, http)
     yield from check_logstash(settings.logstash)
-    yield from check_state(settings, content_types)
-    yield from check_log(settings)
-    yield from check_relay(settings.alerts)
+    yield from check_state(settings.poll.state_file, settings.azure, content_types)
+    if settings.logging.file:
+        yield check_file("log", settings.logging.file)
+    if settings.alerts.smtp_host:
+        yield check_relay(settings.alerts)
 
 
 # == Report ==================================================================
