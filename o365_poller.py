@@ -2986,10 +2986,9 @@ class MsalHttp:
 
     def get(self, url: str, **named: Any) -> requests.Response:
         """GET, as msal asks for it."""
-        root, parts = self._root, urlsplit(self._root)
-        if parts.path and not url.startswith(root + "/"):
+        if not url.startswith(self._root + "/"):
             # msal's authority has room for a host and a tenant, not for a path.
-            url = url.replace(root.removesuffix(parts.path), root, 1)
+            url = self._root + urlsplit(url).path
         return self._exchange("GET", url, **named)
 
     def post(self, url: str, **named: Any) -> requests.Response:
@@ -3015,7 +3014,7 @@ class MsalHttp:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
             assertion = body.partition("client_assertion=")[2].partition("&")[0]
             # An echo may be cut anywhere, so the log's filter learns it in pieces.
-            for piece in re.findall(".{1,32}", assertion):
+            for piece in re.findall(".{16,32}", assertion):
                 Secret(piece)
         call = Call(method, url, "sign-in", headers, body, takes_any=True)
         try:
@@ -4979,16 +4978,25 @@ def due(
     return None if told <= now < told + repeat else "still: "
 
 
-class Letter(NamedTuple):
-    """A mail that is due, or what one would say; the state knows what it has told.
+class Condition(NamedTuple):
+    """Something that a person may have to mend.
 
-    It tells of what lasts, or that it is well again.
+    What to say while it lasts, and what if it is well; neither where a run cannot know.
     """
 
-    keys: tuple[str, ...]
+    key: str
+    title: str
+    trouble: str
+    well: str
+
+
+class Letter(NamedTuple):
+    """A mail that is due, and what to note once the relay has taken it."""
+
     subject: str
     text: str
-    lasts: bool = True
+    said: Iterable[str] = ()
+    unsaid: Iterable[str] = ()
 
 
 def explained(error: PollerError) -> str:
@@ -5013,22 +5021,19 @@ def polled_types(run: Run) -> list[str]:
     ]
 
 
-def refusals(run: Run) -> Iterator[Letter]:
+def refusals(run: Run) -> Iterator[Condition]:
     """What Entra ID or the API refuse, or no longer do, as far as this run knows."""
     errors = reversed(run.errors)  # so that the first of each remains
-    refused = {of: error for of, error in errors if isinstance(error, RefusedError)}
-    well = polled_types(run)
+    refused = {of: explained(e) for of, e in errors if isinstance(e, RefusedError)}
+    well = {of: f"{of} is polled again." for of in polled_types(run)}
     # A permission that is missing for one content type was told by an API that took
     # the token.
     if well or refused:
-        well.append("")
+        well[""] = "A token was had."
     for of in ("", *run.tallies):
-        keys, title = (f"mail: refused {of}".strip(),), "access is refused"
-        if of in refused:
-            yield Letter(keys, title, explained(refused[of]))
-        elif of in well:
-            told = f"{of} is polled again." if of else "A token was had."
-            yield Letter(keys, title, told, lasts=False)
+        key = f"mail: refused {of}".strip()
+        trouble = refused.get(of, "")
+        yield Condition(key, "access is refused", trouble, well.get(of, ""))
 
 
 def certificate_end(expires: datetime, now: datetime) -> str:
@@ -5050,71 +5055,69 @@ def certificate_warning(expires: datetime | None, now: datetime, most_days: int)
     )
 
 
-def certificate_condition(
-    settings: Settings, run: Run, now: datetime
-) -> Iterator[Letter]:
+def certificate_condition(settings: Settings, run: Run, now: datetime) -> Condition:
     """The certificate's end, or that there is none in sight and a token was had."""
-    keys, title = ("mail: certificate",), "the certificate is about to end"
-    expires = settings.azure.credential.expires
-    text = certificate_warning(expires, now, settings.alerts.certificate_days)
-    if text:
-        yield Letter(keys, title, text)
-    elif polled_types(run):
-        end = f"{expires:%Y-%m-%d}" if expires else "no day that is known here"
-        told = f"The certificate ends on {end}, and Entra ID gave a token for it."
-        yield Letter(keys, title, told, lasts=False)
+    expires, days = settings.azure.credential.expires, settings.alerts.certificate_days
+    end = f"{expires:%Y-%m-%d}" if expires else "no day that is known here"
+    told = f"The certificate in use ends on {end}, and Entra ID gave a token for it."
+    return Condition(
+        "mail: certificate",
+        "the certificate is about to end",
+        certificate_warning(expires, now, days),
+        told if polled_types(run) else "",
+    )
 
 
-def sink_condition(run: Run, state: State, now: datetime) -> Iterator[Letter]:
+def sink_condition(run: Run, state: State, now: datetime) -> Condition:
     """No Logstash for an hour, or events that one has taken. Notes since when."""
-    since_key = "mail: no Logstash since"
-    keys, title = ("mail: sink",), "no Logstash takes the events"
+    since_key, trouble, well = "mail: no Logstash since", "", ""
     failed = [error for _, error in run.errors if isinstance(error, SinkError)]
     if failed:
         since = state.said(since_key)
         if since is None or since > now:
             state.say(since_key, now)
         elif now - since >= SINK_DOWN_AFTER:
-            text = f"{explained(failed[0])}\nSince:          {api_time(since)} UTC"
-            yield Letter(keys, title, text)
+            trouble = explained(failed[0])
+            trouble += f"\nSince:          {api_time(since)} UTC"
     elif any(tally.events for tally in run.tallies.values()):
         state.unsay(since_key)
-        yield Letter(keys, title, "Events were taken again.", lasts=False)
+        well = "Events were taken again."
+    return Condition("mail: sink", "no Logstash takes the events", trouble, well)
 
 
 def due_letters(
-    conditions: Iterable[Letter], state: State, now: datetime, repeat: timedelta
+    conditions: Iterable[Condition], state: State, now: datetime, repeat: timedelta
 ) -> Iterator[Letter]:
     """The mails due for what lasts or is well again; one for all of the same title."""
-    found: dict[str, list[Letter]] = {}
+    found: dict[str, list[Condition]] = {}
     for each in conditions:
-        begins = due(state.said(each.keys[0]), now, repeat, lasts=each.lasts)
-        if begins is not None:
-            found.setdefault(begins + each.subject, []).append(each)
+        begins = due(state.said(each.key), now, repeat, lasts=bool(each.trouble))
+        if begins is not None and (each.trouble or each.well):
+            found.setdefault(begins + each.title, []).append(each)
     for subject, alike in found.items():
-        keys = tuple(key for each in alike for key in each.keys)
-        text = "\n\n".join(each.text for each in alike)
-        yield Letter(keys, subject, text, alike[0].lasts)
+        text = "\n\n".join(each.trouble or each.well for each in alike)
+        said = [each.key for each in alike if each.trouble]
+        unsaid = [each.key for each in alike if not each.trouble]
+        yield Letter(subject, text, said, unsaid)
 
 
 def loss_letter(state: State) -> Iterator[Letter]:
     """The mail for the losses that no mail has told of yet, if there are any."""
     prefix = "mail: lost "
-    told, fresh = state.said_keys(prefix), {}
+    known, fresh = state.said_keys(prefix), {}
     for lost in state.losses():
         what = f"{lost.content_type} {lost.content_id} {lost.window}"
-        fresh[prefix + fingerprint(what).hex()] = f"  {lost}\n"
-    fresh = {key: named for key, named in fresh.items() if key not in told}
-    named = [*fresh.values()][:LOSSES_NAMED]
-    if len(fresh) > LOSSES_NAMED:
-        named.append(f"  {len(fresh) - LOSSES_NAMED} more; the log names them all\n")
+        key = prefix + fingerprint(what).hex()
+        if key not in known:
+            fresh[key] = f"  {lost}\n"
     if fresh:
         yield Letter(
-            tuple(fresh),
             "audit events are lost",
-            f"What happened:  the API can no longer give these:\n{''.join(named)}"
+            f"What happened:  the API can no longer give {len(fresh)} spans or blobs; "
+            f"the log names them all:\n{''.join([*fresh.values()][:LOSSES_NAMED])}"
             "What it means:  the events of these spans and blobs will not arrive\n"
-            "What to do:     the audit search of Purview may have them still: export",
+            "What to do:     the audit search of Purview may have them: export it",
+            said=fresh,
         )
 
 
@@ -5228,15 +5231,14 @@ def send_alerts(settings: Settings, run: Run) -> None:
     try:
         conditions = [
             *refusals(run),
-            *certificate_condition(settings, run, now),
-            *sink_condition(run, state, now),
+            certificate_condition(settings, run, now),
+            sink_condition(run, state, now),
         ]
         lasting = list(due_letters(conditions, state, now, alerts.repeat))
         for letter in (*lasting, *loss_letter(state)):
             mail = compose(letter, settings, run, now)
             within(MAIL_SECONDS, functools.partial(post, alerts, mail))
-            said, unsaid = (letter.keys, ()) if letter.lasts else ((), letter.keys)
-            state.note_said(said, unsaid, now)
+            state.note_said(letter.said, letter.unsaid, now)
             log.info("mail sent: %s", letter.subject)
     except (PollerError, UnreadableStateError) as error:
         log.warning("mail: %s; the next run sends what is due", error)
@@ -5294,7 +5296,7 @@ class PatientHttp(Http):
 
     def _note_date(self, url: str, response: requests.Response) -> datetime:
         date = super()._note_date(url, response)
-        if urlsplit(url).netloc in self.dates:
+        if self.dates:
             self.ahead = datetime.now(UTC) - date
         return date
 
@@ -5366,17 +5368,16 @@ def check_permissions(token: Secret, content_types: Sequence[str]) -> Iterator[S
     told = claims.get("roles")
     roles = [str(role) for role in told] if isinstance(told, list) else []
     # All content types want the first; documented: DLP.All wants both.
-    wanted = [(PERMISSION, each) for each in content_types]
-    wanted += [(permission_for(each), each) for each in content_types]
-    lacking: dict[str, list[str]] = {}
-    for permission, content_type in dict.fromkeys(wanted):
-        if permission not in roles:
-            lacking.setdefault(permission, []).append(content_type)
-    for permission, without_it in lacking.items():
+    needed = {PERMISSION: content_types}
+    needed |= {
+        PERMISSIONS[each]: [each] for each in content_types if each in PERMISSIONS
+    }
+    lacking = [permission for permission in needed if permission not in roles]
+    for permission in lacking:
         yield Step(
             name,
-            f"{permission} is missing, without which {', '.join(without_it)} cannot be "
-            "had",
+            f"{permission} is missing, without which {', '.join(needed[permission])} "
+            "cannot be had",
             f"add the application permission {permission} of Office 365 Management "
             "APIs to the app registration and grant admin consent",
             Exit.REFUSED,
