@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import binascii
 import codecs
 import configparser
 import contextlib
@@ -61,7 +60,6 @@ import threading
 import time
 import warnings
 import zlib
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -2116,7 +2114,7 @@ class State:
         if purpose is Purpose.RECONCILE:
             return functools.partial(self.has, "sent")
         if purpose is Purpose.BACKFILL:
-            return lambda blob: False  # noqa: ARG005
+            return lambda _: False
         # Most polls have none of these: then nothing is asked for each blob.
         tables = {"open": "slice", "pending": "pending", "lost": "lost"}
         questions = [
@@ -2746,55 +2744,35 @@ AADSTS = {
     900432: ("the tenant lives in another cloud", "set cloud in [azure]"),
 }
 AADSTS_PASSING = frozenset({90033, 90024, 90055, 50196})
-
-
-class TokenAnswer(NamedTuple):
-    """What Entra ID answered, as far as a person needs it."""
-
-    status: int
-    codes: tuple[int, ...]
-    message: str
-    trace: str
-
-    @classmethod
-    def read(cls, status: int, told: object) -> TokenAnswer:
-        """From an OAuth error body; anything else gives an empty message."""
-        body = told if isinstance(told, Mapping) else {}
-        message = plain(str(body.get("error_description", body.get("error", ""))), 400)
-        codes = body.get("error_codes", ())
-        numbers = (
-            [int(c) for c in codes if str(c).isdigit()]
-            if isinstance(codes, list)
-            else []
-        )
-        numbers += [int(c) for c in re.findall(r"AADSTS(\d{3,9})", message)]
-        trace = plain(str(body.get("trace_id", "")), 60)
-        return cls(status, tuple(dict.fromkeys(numbers)), message, trace)
-
-
-NO_SIGN_IN_FIX = (
-    "nothing to do, unless it repeats: then look at the network, the proxy "
-    "(HTTPS_PROXY), ca_bundle, login_root and Microsoft's service health"
+AADSTS_UNKNOWN = (
+    "Entra ID refused the sign-in",
+    "look the code up at https://login.microsoftonline.com/error",
 )
+NOTHING_ASKED = "nothing was asked; the watermark stays, so nothing is lost for 7 days"
 
 
-def token_error(answer: TokenAnswer) -> PollerError:
-    """The error of a run that got no token: refused, or not reached."""
-    data = "nothing was asked; the watermark stays, so nothing is lost for 7 days"
-    passing = bool(AADSTS_PASSING & set(answer.codes)) or answer.status in (408, 429)
-    if passing or answer.status >= 500 or not (answer.codes or answer.status == 401):
-        said = answer.message or f"HTTP {answer.status}, not an answer of Entra ID"
-        return UnreachedError(f"no access token: {said}", data, NO_SIGN_IN_FIX)
-    known = [AADSTS[code] for code in answer.codes if code in AADSTS]
-    meaning, fix = (
-        known[0]
-        if known
-        else (
-            "Entra ID refused the sign-in",
-            "look the code up at https://login.microsoftonline.com/error",
+def token_error(status: int, told: object) -> PollerError:
+    """The error of a run that got no token: refused, or not reached.
+
+    told is the OAuth error that came, or whatever came in its place.
+    """
+    body = told if isinstance(told, Mapping) else {}
+    words = str(body.get("error_description", body.get("error", "")))
+    message = plain(blacked_out(words), 400)  # cut first, a secret would not be known
+    listed = re.findall(r"\d{1,9}", str(body.get("error_codes", "")))
+    codes = [*map(int, listed + re.findall(r"AADSTS(\d{3,9})", message))]
+    passing = status >= 500 or status in (408, 429) or AADSTS_PASSING & set(codes)
+    if passing or not (codes or status == 401):
+        said = message or f"HTTP {status}, not an answer of Entra ID"
+        return UnreachedError(
+            f"no access token: {said}",
+            NOTHING_ASKED,
+            "nothing to do, unless it repeats: then look at the network, the proxy "
+            "(HTTPS_PROXY), ca_bundle, login_root and Microsoft's service health",
         )
-    )
-    return TokenError(f"no access token: {meaning}: {answer.message}", data, fix)
+    known = (AADSTS[code] for code in codes if code in AADSTS)
+    meaning, fix = next(known, AADSTS_UNKNOWN)
+    return TokenError(f"no access token: {meaning}: {message}", NOTHING_ASKED, fix)
 
 
 class MsalAnswer(NamedTuple):
@@ -2810,13 +2788,19 @@ class MsalAnswer(NamedTuple):
             raise OSError(f"HTTP {self.status_code}")
 
 
+def read_json(body: bytes) -> object:
+    """The JSON of an answer; None where it holds none."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
 def read_sign_in(response: BaseHTTPResponse) -> Answer:
     """An answer of Entra ID's. Raises BrokenAnswerError if it is no JSON."""
     answer = read_answer(response, MEGABYTE)
-    try:
-        json.loads(answer.body)
-    except (ValueError, RecursionError):
-        raise BrokenAnswerError("the sign-in answer is not JSON") from None
+    if read_json(answer.body) is None:
+        raise BrokenAnswerError("the sign-in answer is not JSON")
     return answer
 
 
@@ -2828,54 +2812,54 @@ class MsalHttp:
     sees one: it would replay it from its cache for some seconds without asking.
     """
 
-    def __init__(self, http: Http, azure: Azure) -> None:
+    def __init__(self, http: Http, login_root: str) -> None:
         self._http = http
-        self._azure = azure
-        self._root = urlsplit(azure.login_root)
-        self.last: Answer | None = None
+        self._root = login_root
+        self.status = 0  # of the newest answer, and its JSON
+        self.told: object = None
 
     def get(self, url: str, **named: Any) -> MsalAnswer:
         """GET, as msal asks for it."""
-        bare = f"{self._root.scheme}://{self._root.netloc}/"
-        if self._root.path and not url.startswith(self._azure.login_root + "/"):
+        if not url.startswith(self._root + "/"):
             # msal's authority has room for a host and a tenant, not for a path.
-            url = url.replace(bare, self._azure.login_root + "/", 1)
-        return self._exchange("GET", url, named)
+            url = self._root + urlsplit(url).path
+        return self._exchange("GET", url, **named)
 
     def post(self, url: str, **named: Any) -> MsalAnswer:
         """POST, as msal asks for it: the assertion goes to the configured host only."""
-        return self._exchange("POST", url, named)
+        return self._exchange("POST", url, **named)
 
     def close(self) -> None:
         """Nothing to do: the connections are the poller's."""
 
-    def _exchange(self, method: str, url: str, named: Mapping[str, Any]) -> MsalAnswer:
-        if urlsplit(url)[:2] != self._root[:2]:
+    def _exchange(self, method: str, url: str, **named: Any) -> MsalAnswer:
+        if urlsplit(url)[:2] != urlsplit(self._root)[:2]:
             raise TokenError(
-                f"no access token: {self._azure.login_root} sends sign-ins to another "
+                f"no access token: {self._root} sends sign-ins to another "
                 f"host ({plain(urlsplit(url).netloc, 80)})",
                 "nothing was sent there",
                 "check login_root and cloud in [azure]",
             )
         if named.get("params"):
-            url += ("&" if "?" in url else "?") + urlencode(named["params"])
-        data = named.get("data")
-        body = urlencode(data) if isinstance(data, Mapping) else data
-        headers = {**(named.get("headers") or {})}
-        if body:
+            url += "?" + urlencode(named["params"])
+        headers, body = {**(named.get("headers") or {})}, None
+        if named.get("data"):
+            body = urlencode(named["data"])
             headers["Content-Type"] = "application/x-www-form-urlencoded"
+            assertion = body.partition("client_assertion=")[2].partition("&")[0]
+            # An echo may be cut anywhere, so the log's filter learns it in pieces.
+            for piece in re.findall(".{16,32}", assertion):
+                Secret(piece)
         call = Call(method, url, "sign-in", headers, body)
         try:
-            self.last = self._http.ask(call, read_sign_in)
+            answer = self._http.ask(call, read_sign_in)
         except AnswerError as error:
             if error.answer is None:
                 raise untrusted("sign-in", error.judgement) from None
-            self.last = error.answer  # a no is msal's to explain
-        return MsalAnswer(
-            self.last.status,
-            self.last.headers,
-            self.last.body.decode("utf-8-sig", "replace"),
-        )
+            answer = error.answer  # a no is msal's to explain
+        self.status, self.told = answer.status, read_json(answer.body)
+        text = answer.body.decode("utf-8-sig", "replace")
+        return MsalAnswer(answer.status, answer.headers, text)
 
 
 class TokenSource:
@@ -2883,7 +2867,7 @@ class TokenSource:
 
     def __init__(self, azure: Azure, http: Http, resource: str) -> None:
         self._azure = azure
-        self._msal_http = MsalHttp(http, azure)
+        self._msal_http = MsalHttp(http, azure.login_root)
         self._scope = f"{resource}/.default"
         self._lock = threading.Lock()
         self._app: Any = None
@@ -2909,76 +2893,60 @@ class TokenSource:
                 self._acquire()
 
     def _acquire(self) -> None:
-        """Get a token into place; every way that msal fails ends in one of our errors.
-
-        Documented by trial (msal 1.39): ValueError for a 4xx at discovery and for
-        non-JSON, MsalServiceError for a 5xx, TypeError and more for keys.
-        """
-        try:
-            if self._app is None:
-                self._msal_http.last = None
-                self._app = self._make_app()
-                self._msal_http.last = None  # that was the discovery's answer
-            # Else the last answer stays: msal replays a 400 without asking again.
-            told = self._app.acquire_token_for_client(scopes=[self._scope])
-        except SourceError as error:
-            data = (
-                "nothing was asked; the watermark stays, so nothing is lost for 7 days"
-            )
-            what = f"no access token: {error.what}"
-            raise UnreachedError(what, data, error.fix) from None
-        except PollerError:
-            raise
-        except Exception as error:  # noqa: BLE001 -- msal raises what its parts raise
-            raise self._explain(error) from None
-        value = told.get("access_token") if isinstance(told, dict) else None
+        """Get a token into place."""
+        told = self._ask_msal()
+        value = told.get("access_token") if isinstance(told, Mapping) else None
         if not isinstance(value, str) or not value:
-            last = self._msal_http.last
-            raise token_error(TokenAnswer.read(last.status if last else 401, told))
+            raise token_error(self._msal_http.status, told)
         life = float(told.get("expires_in") or 0)
         self._token = Secret(value)
         # Renewed five minutes early, or halfway where it lives no longer than that.
         self._good_until = time.monotonic() + max(life - 300, life / 2)
 
-    def _explain(self, error: Exception) -> PollerError:
-        last = self._msal_http.last
-        if last is None:
-            return UnusableCredentialError(
+    def _ask_msal(self) -> Any:
+        """What msal gives; every way that it fails ends in one of our errors.
+
+        Documented by trial (msal 1.39): ValueError for a 4xx at discovery and for
+        non-JSON, MsalServiceError for a 5xx, TypeError and more for keys.
+        """
+        asked = self._msal_http
+        try:
+            if self._app is None:
+                self._app = self._make_app()
+                asked.status = 0  # that was the discovery's answer
+            # Else the last answer stays: msal replays a 400 without asking again.
+            return self._app.acquire_token_for_client(scopes=[self._scope])
+        except SourceError as error:
+            what = f"no access token: {error.what}"
+            raise UnreachedError(what, NOTHING_ASKED, error.fix) from None
+        except PollerError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- msal raises what its parts raise
+            if asked.status:
+                raise token_error(asked.status, asked.told) from None
+            raise UnusableCredentialError(
                 f"no access token: msal cannot use what it is given "
                 f"({type(error).__name__})",
                 "nothing was asked",
                 "check key, certificate and thumbprint in [azure]",
-            )
-        try:
-            told = json.loads(last.body)
-        except (ValueError, RecursionError):
-            told = None
-        return token_error(TokenAnswer.read(last.status, told))
+            ) from None
 
     def _make_app(self) -> Any:
         import msal
 
         azure, credential = self._azure, self._azure.credential
-        given: object
+        root = urlsplit(azure.login_root)
+        kind = "thumbprint" if credential.thumbprint else "public_certificate"
         # msal documents PEM text for private_key; it hands the key on as it is, and
         # PyJWT takes the object without parsing it again.
-        if credential.client_secret:
-            given = credential.client_secret.reveal()
-        elif credential.thumbprint:
-            given = {
-                "private_key": credential.private_key,
-                "thumbprint": credential.thumbprint,
-            }
-        else:
-            given = {
-                "private_key": credential.private_key,
-                "public_certificate": credential.certificate,
-            }
-        root = urlsplit(azure.login_root)
+        by_key = {
+            "private_key": credential.private_key,
+            kind: credential.thumbprint or credential.certificate,
+        }
         return msal.ConfidentialClientApplication(
             azure.client_id,
             authority=f"https://{root.netloc}/{azure.tenant_id}",
-            client_credential=given,
+            client_credential=credential.client_secret.reveal() or by_key,
             http_client=self._msal_http,
             # It asks login.microsoftonline.com whatever the cloud, and when it fails
             # it hides the real error.
@@ -2992,8 +2960,8 @@ def read_claims(token: Secret) -> dict[str, Any]:
     """What a token says of itself, for people only; {} if it cannot be read."""
     try:
         part = token.reveal().split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-    except (IndexError, ValueError, RecursionError, binascii.Error):
+        claims = json.loads(base64.urlsafe_b64decode(part + "=="))
+    except (IndexError, ValueError, RecursionError):
         return {}
     return claims if isinstance(claims, dict) else {}
 
@@ -3004,16 +2972,19 @@ def read_claims(token: Secret) -> dict[str, Any]:
 # while the run goes on, and what it says is kept on disk for the next one.
 
 NAME_FIELD = "ApplicationDisplayName"
-# Documented (Graph's page on $filter): an `in` takes 15 values at most.
+# Documented (Graph's known issues, $filter): 15 expressions at most.
 GRAPH_BATCH = 15
 GRAPH_ASKED_MOST = 3_000  # a run; the next one goes on with the rest
 GRAPH_TIMEOUT_SECONDS = 5.0
-GRAPH_GATHER_SECONDS = 0.2  # how long an id waits for others to share its request
 GRAPH_LAST_SECONDS = 4.0  # what the end of a run waits for an answer, at most
 GRAPH_QUIET_SECONDS = 900.0
 NAME_SECONDS, NO_NAME_SECONDS = 30 * 86400.0, 86400.0
 NAME_MOST = 256
 NAME_CACHE_BYTES = 32 * MEGABYTE
+NAMES_FIX = (
+    "add the application permission Application.Read.All of Microsoft Graph to the app "
+    "registration and grant admin consent, or set application_names = no in [graph]"
+)
 
 # Microsoft's own, most of which have no service principal in a tenant. Documented:
 # learn.microsoft.com, "Verify first-party Microsoft applications in sign-in reports".
@@ -3072,168 +3043,72 @@ WELL_KNOWN_APPLICATIONS = {
 }
 
 
-class KnownName(NamedTuple):
-    """What Graph said of an application: its name, "" for none, and when (Unix)."""
-
-    name: str
-    asked: float
-
-    def is_fresh(self, now: float) -> bool:
-        """Whether it need not be asked again."""
-        kept = NAME_SECONDS if self.name else NO_NAME_SECONDS
-        return 0 <= now - self.asked < kept
+# By the id in lower case: what Graph said, "" for none, and when (Unix).
+Names = dict[str, tuple[str, float]]
 
 
-@dataclass
-class NameCache:
-    """The names that are known, and until when Graph is better left alone (Unix)."""
+def load_names(file: Path, tenant_id: str) -> tuple[Names, float]:
+    """The names on disk, and until when Graph is better left alone (Unix).
 
-    names: dict[str, KnownName] = field(default_factory=dict)
-    quiet_until: float = 0.0
-
-    @classmethod
-    def parse(cls, data: bytes, tenant_id: str) -> NameCache:
-        """The cache file's content. Raises ValueError if it is damaged or not ours."""
-        try:
-            told = json.loads(data)
-            names = {
-                str(app_id): KnownName(str(row["name"]), float(row["asked"]))
-                for app_id, row in told["applications"].items()
-            }
-            owner, quiet_until = told["tenant_id"], float(told["quiet_until"])
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise ValueError("it is damaged") from None
-        if owner != tenant_id:
-            raise ValueError("it belongs to another tenant")
-        return cls(names, quiet_until)
-
-    def text(self, tenant_id: str, now: float) -> str:
-        """The cache file's content; names that nobody met for long are left out."""
-        applications = {
-            app_id: {"name": known.name, "asked": known.asked}
-            for app_id, known in sorted(self.names.items())
-            if now - known.asked < 2 * NAME_SECONDS
-        }
-        whole = {
-            "tenant_id": tenant_id,
-            "quiet_until": self.quiet_until,
-            "applications": applications,
-        }
-        return json.dumps(whole, indent=1) + "\n"
-
-
-def load_names(file: Path, tenant_id: str) -> NameCache:
-    """The cache on disk; an empty one where there is none or it is of no use."""
+    None where there is no such file, or it is damaged or another tenant's.
+    """
     try:
         with file.open("rb") as source:
-            data = source.read(NAME_CACHE_BYTES)
-        return NameCache.parse(data, tenant_id)
+            told = json.loads(source.read(NAME_CACHE_BYTES))
+        rows = told["applications"].items()
+        names = {key: (str(row["name"]), float(row["asked"])) for key, row in rows}
+        if told["tenant_id"] == tenant_id:
+            return names, float(told["quiet_until"])
+        reason = "it belongs to another tenant"
     except FileNotFoundError:
-        return NameCache()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        log.info(
-            "cache of application names %s is not used: %s; events lack the names "
-            "until Graph tells them again; nothing to do, the file is written anew",
-            file,
-            reason,
-        )
-        return NameCache()
+        return {}, 0.0
+    except Exception as error:  # noqa: BLE001 -- whatever may stand in it
+        reason = plain(f"{type(error).__name__}: {error}")
+    log.info(
+        "cache of application names %s is not used: %s; events lack the names until "
+        "Graph tells them again; nothing to do, the file is written anew",
+        file,
+        reason,
+    )
+    return {}, 0.0
 
 
 def replace_file(file: Path, text: str) -> None:
     """Write a file whole or not at all, for this user's eyes only. Raises OSError."""
     fresh = file.with_name(f"{file.name}.{os.getpid()}.new")
-    fresh.unlink(missing_ok=True)
     try:
         descriptor = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         with open(descriptor, "w", encoding="ascii") as target:  # noqa: PTH123 -- an fd
             target.write(text)
             target.flush()
-            os.fsync(target.fileno())
+            os.fsync(descriptor)
         fresh.replace(file)
     finally:
         fresh.unlink(missing_ok=True)
 
 
-def with_member(text: str, name: str, value: str) -> str:
-    """A JSON object's text with one more member at its end; the rest as it stood."""
-    return f"{text[:-1]},{json.dumps(name)}:{json.dumps(value)}{text[-1]}"
+def ask_graph(
+    graph_root: str, http: Http, bearer: Bearer, app_ids: Sequence[str]
+) -> dict[str, str]:
+    """The name of each application, "" where the tenant has none of that id.
 
+    At most GRAPH_BATCH ids, in lower case. Raises AnswerError, PollerError.
+    """
 
-class Directory:
-    """The applications of a tenant, as Graph knows them."""
-
-    def __init__(self, graph_root: str, http: Http, bearer: Bearer) -> None:
-        self._base = f"{graph_root}/v1.0/servicePrincipals"
-        self._http = http
-        self._bearer = bearer
-        self._takes_batches = True
-
-    def names(self, app_ids: Sequence[str]) -> dict[str, str]:
-        """The name of each application, "" where the tenant has none of that id.
-
-        At most GRAPH_BATCH ids, in lower case. Raises AnswerError, PollerError.
-        """
-        if self._takes_batches:
-            try:
-                return self._by_filter(app_ids)
-            except AnswerError as error:
-                if error.judgement.verdict not in (Verdict.FAILED, Verdict.MISSING):
-                    raise
-                log.debug("Graph takes no batches (%s); asked one by one", error)
-                self._takes_batches = False
-        return {app_id: self._by_key(app_id) for app_id in app_ids}
-
-    def _by_filter(self, app_ids: Sequence[str]) -> dict[str, str]:
-        listed = ",".join(f"'{app_id}'" for app_id in app_ids)
-        query = urlencode(
-            {"$filter": f"appId in ({listed})", "$select": "appId,displayName"},
-            safe="$,'()",
-            quote_via=quote,
-        )
-        told = self._get(f"{self._base}?{query}")
-        rows = told.get("value")
-        if not isinstance(rows, list):
-            raise BrokenAnswerError("Graph's answer has no list")
-        found = dict(filter(None, map(application, rows)))
-        # What another page would name is not unknown, only not told yet.
-        absent = {} if "@odata.nextLink" in told else dict.fromkeys(app_ids, "")
-        return {**absent, **{key: found[key] for key in app_ids if key in found}}
-
-    def _by_key(self, app_id: str) -> str:
-        url = f"{self._base}(appId='{app_id}')?$select=appId,displayName"
+    def take(response: BaseHTTPResponse) -> dict[str, str]:
         try:
-            return dict([application(self._get(url)) or (app_id, "")]).get(app_id, "")
-        except AnswerError as error:
-            if error.judgement.verdict is Verdict.MISSING:
-                return ""
-            raise
+            rows = json.loads(read_answer(response).body)["value"]
+            found = {row["appId"].lower(): row["displayName"] or "" for row in rows}
+            return {key: found.get(key, "")[:NAME_MOST] for key in app_ids}
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise BrokenAnswerError("Graph's answer lists no applications") from None
 
-    def _get(self, url: str) -> Mapping[str, Any]:
-        # Not retried: the next run asks again, and an event does not wait for it.
-        call = Call("GET", url, "names of applications", retried=frozenset())
-
-        def take(response: BaseHTTPResponse) -> Mapping[str, Any]:
-            try:
-                told = json.loads(read_answer(response).body.decode("utf-8-sig"))
-            except (ValueError, RecursionError):
-                raise BrokenAnswerError("Graph's answer is not JSON") from None
-            if not isinstance(told, Mapping):
-                raise BrokenAnswerError("Graph's answer is not an object")
-            return told
-
-        return self._http.ask(call, take, self._bearer)
-
-
-def application(row: object) -> tuple[str, str] | None:
-    """The id, in lower case, and the name that a row of Graph's holds."""
-    if not isinstance(row, Mapping):
-        return None
-    app_id, name = row.get("appId"), row.get("displayName")
-    if not isinstance(app_id, str) or not isinstance(name, str):
-        return None
-    return app_id.lower(), name[:NAME_MOST]
+    wanted = quote(" or ".join(f"appId eq '{app_id}'" for app_id in app_ids))
+    url = f"{graph_root}/v1.0/servicePrincipals?$filter={wanted}"
+    url += "&$select=appId,displayName"
+    # Not retried: the next run asks again, and an event does not wait for it.
+    call = Call("GET", url, "names of applications", retried=frozenset())
+    return http.ask(call, take, bearer)
 
 
 class ApplicationNames:
@@ -3242,123 +3117,117 @@ class ApplicationNames:
     trouble is what a person would have to mend, once the run is over.
     """
 
-    def __init__(self, directory: Directory, file: Path, tenant_id: str) -> None:
-        self._directory = directory
+    def __init__(
+        self,
+        ask: Callable[[Sequence[str]], Mapping[str, str]],
+        file: Path,
+        tenant_id: str,
+    ) -> None:
+        self._ask = ask
         self._file = file
         self._tenant_id = tenant_id
         self._now = time.time()
-        self._cache = load_names(file, tenant_id)
-        quiet = self._cache.quiet_until - self._now
-        self._off = 0 < quiet <= 2 * GRAPH_QUIET_SECONDS
-        self._changed = False
+        self._known, self._quiet_until = load_names(file, tenant_id)
+        self._off = 0 < self._quiet_until - self._now <= 2 * GRAPH_QUIET_SECONDS
         self._wanted: set[str] = set()
-        self._waiting: list[str] = []
-        self._wake = threading.Condition()
-        self._ending = False
-        self._thread: threading.Thread | None = None
+        self._waiting: queue.SimpleQueue[str] = queue.SimpleQueue()  # "" ends it
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
         self.trouble = ""
 
     def decorate(self, event: Mapping[str, Any], text: str) -> str:
         """The event's text, with the application's name if that is known by now."""
         app_id = event.get("ApplicationId")
-        if not isinstance(app_id, str) or not app_id or NAME_FIELD in event:
+        if not isinstance(app_id, str) or NAME_FIELD in event:
             return text
         name = self._name(app_id.lower())
-        return with_member(text, NAME_FIELD, name) if name else text
+        return f'{text[:-1]},"{NAME_FIELD}":{json.dumps(name)}}}' if name else text
 
     def _name(self, app_id: str) -> str:
         if well_known := WELL_KNOWN_APPLICATIONS.get(app_id):
             return well_known
-        known = self._cache.names.get(app_id)
-        if known is None or not known.is_fresh(self._now):
+        name, asked = self._known.get(app_id, ("", 0.0))
+        kept = NAME_SECONDS if name else NO_NAME_SECONDS
+        if not (self._off or 0 <= self._now - asked < kept):
             self._want(app_id)
-        return known.name if known else ""  # an old name is better than none
+        return name  # an old one is better than none
 
     def _want(self, app_id: str) -> None:
-        if self._off or app_id in self._wanted or not GUID.fullmatch(app_id):
+        if app_id in self._wanted or len(self._wanted) >= GRAPH_ASKED_MOST:
             return
-        with self._wake:
-            if app_id in self._wanted or len(self._wanted) >= GRAPH_ASKED_MOST:
-                return
+        if GUID.fullmatch(app_id):
             self._wanted.add(app_id)
-            self._waiting.append(app_id)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, daemon=True)
-                self._thread.start()
-            self._wake.notify()
+            self._waiting.put(app_id)
 
     def _work(self) -> None:
         """Ask Graph for what is wanted, until the run ends or Graph will not."""
         try:
-            while batch := self._next_batch():
-                for app_id, name in self._directory.names(batch).items():
-                    self._cache.names[app_id] = KnownName(name, self._now)
-                    self._changed = True
+            while app_id := self._waiting.get():
+                batch = [app_id]
+                # While Graph answers, others come to share the next request.
+                while len(batch) < GRAPH_BATCH and not self._waiting.empty():
+                    batch.append(self._waiting.get())
+                wanted = [each for each in batch if each]
+                for key, name in self._ask(wanted).items():
+                    self._known[key] = (name, self._now)
+                if len(wanted) < len(batch):
+                    return
         except Exception as error:  # noqa: BLE001 -- a name is never worth a run
             self._give_up(error)
 
-    def _next_batch(self) -> list[str]:
-        with self._wake:
-            self._wake.wait_for(lambda: self._waiting or self._ending)
-            if len(self._waiting) < GRAPH_BATCH and not self._ending:
-                self._wake.wait(GRAPH_GATHER_SECONDS)
-            batch = self._waiting[:GRAPH_BATCH]
-            del self._waiting[:GRAPH_BATCH]
-            return batch
-
-    def _give_up(self, error: Exception) -> None:
-        """Ask no more in this run; say why."""
+    def _give_up(self, error: Exception, quiet_seconds: float = 0.0) -> None:
+        """Ask no more in this run, nor for some seconds; say why."""
         self._off = True
-        judgement = error.judgement if isinstance(error, AnswerError) else None
-        if judgement and judgement.verdict is Verdict.REFUSED:
-            self.trouble = (
-                f"Graph refuses the names of applications ({judgement.reason}); events "
-                f"come without {NAME_FIELD}, but for Microsoft's own and those known "
-                "before; add the application permission Application.Read.All of "
-                "Microsoft Graph to the app registration and grant admin consent, or "
-                "set application_names = no in [graph]"
-            )
-            return
-        if judgement and judgement.retry_after:
-            self._be_quiet(judgement.retry_after)
-        reason = error.what if isinstance(error, PollerError) else plain(str(error))
+        reason = plain(getattr(error, "what", str(error)))
+        if isinstance(error, AnswerError):
+            if error.judgement.verdict is Verdict.REFUSED:
+                self.trouble = (
+                    f"Graph refuses the names of applications ({reason}); events come "
+                    f"without {NAME_FIELD}, but for Microsoft's own and those known "
+                    f"before; {NAMES_FIX}"
+                )
+                return
+            quiet_seconds = error.judgement.retry_after or 0.0
+        self._quiet_until = self._now + min(quiet_seconds, GRAPH_QUIET_SECONDS)
         log.info(
             "names of applications: %s; events come without the names that are not "
             "known yet; nothing to do, a later run asks again",
             reason,
         )
 
-    def _be_quiet(self, seconds_: float) -> None:
-        self._cache.quiet_until = self._now + min(seconds_, GRAPH_QUIET_SECONDS)
-        self._changed = True
-
     def finish(self, most_seconds: float = GRAPH_LAST_SECONDS) -> None:
         """Wait a little for what is still asked, and keep what was learned on disk."""
-        with self._wake:
-            self._ending = True
-            self._wake.notify()
-        if self._thread:
-            self._thread.join(most_seconds)
-            if self._thread.is_alive():
-                self._off = True
-                # Where Graph hangs, runs to come are not to wait for it each time.
-                self._be_quiet(GRAPH_QUIET_SECONDS)
-                log.info(
-                    "names of applications: no answer of Graph in time; events come "
-                    "without the names that are not known yet; nothing to do, a later "
-                    "run asks again"
-                )
-        if not self._changed:
+        self._waiting.put("")
+        self._thread.join(most_seconds)
+        if self._thread.is_alive():
+            # Where Graph hangs, runs to come are not to wait for it each time.
+            late = TimeoutError("no answer of Graph in time")
+            self._give_up(late, GRAPH_QUIET_SECONDS)
+        if not self._wanted:
             return
         try:
-            replace_file(self._file, self._cache.text(self._tenant_id, self._now))
-        except (OSError, RuntimeError) as error:
+            replace_file(self._file, self._text())
+        except (OSError, RuntimeError) as error:  # or a name that comes in just now
             log.info(
                 "cache of application names %s cannot be written: %s; a later run asks "
                 "Graph again; see that this user may write the file and its folder",
                 self._file,
                 error,
             )
+
+    def _text(self) -> str:
+        """The cache file's content; names that nobody met for long are left out."""
+        applications = {
+            app_id: {"name": name, "asked": asked}
+            for app_id, (name, asked) in sorted(self._known.items())
+            if self._now - asked < 2 * NAME_SECONDS
+        }
+        whole = {
+            "tenant_id": self._tenant_id,
+            "quiet_until": self._quiet_until,
+            "applications": applications,
+        }
+        return json.dumps(whole, indent=1) + "\n"
 
 
 # == Activity API ============================================================
@@ -4598,28 +4467,42 @@ class Run:
                 given_up = [] if ahead else given_up
                 self.account(batch.changes, tally)
                 continue
-            if purpose is Purpose.POLL:
-                newest = ahead and number == len(jobs)
-                begun = self.ports.state.give_up(
-                    begun, batch.changes, self.now, newest=newest
-                )
-            else:
-                self.ports.state.settle(job.content_type, batch.changes, self.now)
+            newest = ahead and number == len(jobs)
+            begun = self.leave_open(begun, batch.changes, error, tally, purpose, newest)
             if ahead:
                 given_up.append(begun)
             elif not isinstance(error, OutageError):
                 broken.append(begun)
-            # In an outage the one sentence about it says more than twenty about blobs.
-            named = 0 if isinstance(error, OutageError) else NAMED_MOST
-            self.account(batch.changes, tally, named)
-            if isinstance(error, TokenError | UnreachedError):
-                raise error
-            self.note(error, tally)
             if isinstance(error, RefusedError):
                 break
         if purpose is Purpose.POLL and len(broken) < len(jobs) and not given_up:
             self.narrow(broken)
         self.measure_lag(tally)
+
+    def leave_open(
+        self,
+        job: Slice,
+        changes: Changes,
+        error: PollerError,
+        tally: Tally,
+        purpose: Purpose,
+        newest: bool,  # noqa: FBT001 -- one of many
+    ) -> Slice:
+        """Record what could be had of a slice that broke, and say why it did.
+
+        Raises the error if it ends the run.
+        """
+        if purpose is Purpose.POLL:
+            job = self.ports.state.give_up(job, changes, self.now, newest=newest)
+        else:
+            self.ports.state.settle(job.content_type, changes, self.now)
+        # In an outage the one sentence about it says more than twenty about blobs.
+        named = 0 if isinstance(error, OutageError) else NAMED_MOST
+        self.account(changes, tally, named)
+        if isinstance(error, TokenError | UnreachedError):
+            raise error
+        self.note(error, tally)
+        return job
 
     def narrow(self, broken: Sequence[Slice]) -> None:
         """Halve the open slices that broke while others went well.
@@ -4828,42 +4711,24 @@ def lasting_warning(state: State, key: str, now: datetime, text: str) -> None:
 # One more line about the run itself, for a view of the collection's health.
 
 
-def run_event(
-    run: Run, content_types: Sequence[str], started: datetime, ended: datetime
-) -> bytes:
-    """The line about a run. Lag is taken from the state where nothing was polled."""
-    rows = []
-    for content_type in content_types:
-        tally = run.tallies.get(content_type, Tally(content_type))
-        watermark = run.ports.state.watermark(content_type)
-        lag = max(0.0, (ended - watermark).total_seconds()) if watermark else None
-        row: dict[str, object] = {
-            "content_type": content_type,
-            "blobs": tally.blobs,
-            "events": tally.events,
-            "bytes": tally.bytes,
-            "pending": run.ports.state.pending_count(content_type),
-            "lost": tally.lost,
-            "lag_seconds": lag if tally.lag_seconds is None else tally.lag_seconds,
-        }
-        if tally.window:
-            window = tally.window
-            row["window"] = {
-                "start": api_time(window.start) + "Z",
-                "end": api_time(window.end) + "Z",
-            }
-        rows.append(row)
-    whole = {
-        "start": api_time(started) + "Z",
-        "end": api_time(ended) + "Z",
-        "seconds": round((ended - started).total_seconds(), 3),
-        "exit": int(run.exit),
-        "exit_name": run.exit.name,
-        "host": socket.gethostname(),
-        "version": __version__,
-        "content_types": rows,
+def span(window: Window) -> dict[str, object]:
+    """A window as the line about a run tells it."""
+    return {"start": api_time(window.start) + "Z", "end": api_time(window.end) + "Z"}
+
+
+def run_row(run: Run, content_type: str, ended: datetime) -> dict[str, object]:
+    """What became of a content type. Lag is the state's where nothing was polled."""
+    tally, state = run.tally(content_type), run.ports.state
+    watermark, lag = state.watermark(content_type), tally.lag_seconds
+    if lag is None and watermark:
+        lag = max(0.0, (ended - watermark).total_seconds())
+    counted = ("content_type", "blobs", "events", "bytes", "lost")
+    return {
+        **{name: getattr(tally, name) for name in counted},
+        "pending": state.pending_count(content_type),
+        "lag_seconds": lag,
+        **({"window": span(tally.window)} if tally.window else {}),
     }
-    return json.dumps({"o365_poller": whole}, separators=(",", ":")).encode() + b"\n"
 
 
 def send_run_event(
@@ -4871,14 +4736,22 @@ def send_run_event(
 ) -> None:
     """Send the line about a run, on a connection of its own; a failure is said only."""
     try:
-        line = run_event(run, content_types, started, ended)
-        run.ports.sink.deliver([line])
+        whole = {
+            **span(Window(started, ended)),
+            "seconds": round((ended - started).total_seconds(), 3),
+            "exit": run.exit,
+            "exit_name": run.exit.name,
+            "host": socket.gethostname(),
+            "version": __version__,
+            "content_types": [run_row(run, each, ended) for each in content_types],
+        }
+        line = json.dumps({"o365_poller": whole}, separators=(",", ":"))
+        run.ports.sink.deliver([line.encode() + b"\n"])
     except (PollerError, UnreadableStateError) as error:
-        what = error.what if isinstance(error, PollerError) else error
         log.info(
             "the line about this run (run_events) was not delivered: %s; no audit "
             "event is concerned; nothing to do for it, the next run sends its own",
-            what,
+            getattr(error, "what", error),
         )
 
 
@@ -4888,12 +4761,12 @@ def send_run_event(
 
 MAIL_SECONDS = 30.0
 SINK_DOWN_AFTER = timedelta(hours=1)
-TAIL_BYTES = 16 * 1024
+TAIL_LENGTH = 16 * 1024
 LOSSES_NAMED = 50
 
 
 class LogTail(logging.Handler):
-    """Keeps the newest lines of this run's log, within TAIL_BYTES, for a mail."""
+    """Keeps the newest lines of this run's log, within TAIL_LENGTH, for a mail."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -4904,60 +4777,47 @@ class LogTail(logging.Handler):
         self.setFormatter(formatter)
         self.addFilter(ProgressFilter(live=False))
         self.addFilter(Redactor())
-        self._lines: deque[str] = deque()
-        self._bytes = 0
-        self._forgot = False
+        self.text = ""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a line; forget the oldest ones where they are too many."""
-        line = self.format(record)[-TAIL_BYTES:]
-        self._lines.append(line)
-        self._bytes += len(line.encode("utf-8", "replace")) + 1
-        while self._bytes > TAIL_BYTES and len(self._lines) > 1:
-            oldest = self._lines.popleft()
-            self._bytes -= len(oldest.encode("utf-8", "replace")) + 1
-            self._forgot = True
-
-    def text(self) -> str:
-        """The lines, oldest first."""
-        forgot = ["(earlier lines are left out)"] if self._forgot else []
-        return "\n".join([*forgot, *self._lines])
+        text = self.text + self.format(record) + "\n"
+        if len(text) > TAIL_LENGTH:
+            text = text[-TAIL_LENGTH:].partition("\n")[2]
+            text = "(earlier lines are left out)\n" + text
+        self.text = text
 
 
 def log_tail() -> str:
     """The newest lines of this run's log, where a LogTail listens."""
-    return "".join(h.text() for h in log.handlers if isinstance(h, LogTail))
+    return "".join(h.text for h in log.handlers if isinstance(h, LogTail))
 
 
-class Word(enum.Enum):
-    """What there is to be told of a condition."""
-
-    TROUBLE = ""
-    STILL = "still: "
-    WELL = "well again: "
-
-
-def word_due(
+def due(
     told: datetime | None, now: datetime, repeat: timedelta, *, lasts: bool
-) -> Word | None:
-    """What to tell of a condition that was told of at a time, or never; None: nothing.
+) -> str | None:
+    """What a mail on a condition, told of at a time or never, begins its subject with.
 
-    A time ahead of now, told by a clock that was wrong, counts as long ago.
+    None: no mail is due. A time ahead of now, told by a clock that was wrong, counts as
+    long ago.
     """
     if not lasts:
-        return Word.WELL if told else None
+        return "well again: " if told else None
     if told is None:
-        return Word.TROUBLE
-    return None if told <= now < told + repeat else Word.STILL
+        return ""
+    return None if told <= now < told + repeat else "still: "
 
 
 class Condition(NamedTuple):
-    """Something that a person has to mend, and whether it lasts."""
+    """Something that a person may have to mend.
+
+    What to say while it lasts, and what if it is well; neither where a run cannot know.
+    """
 
     key: str
     title: str
-    lasts: bool
-    text: str
+    trouble: str
+    well: str
 
 
 class Letter(NamedTuple):
@@ -4965,8 +4825,8 @@ class Letter(NamedTuple):
 
     subject: str
     text: str
-    said: tuple[str, ...] = ()
-    unsaid: tuple[str, ...] = ()
+    said: Iterable[str] = ()
+    unsaid: Iterable[str] = ()
 
 
 def explained(error: PollerError) -> str:
@@ -4978,200 +4838,170 @@ def explained(error: PollerError) -> str:
     )
 
 
-def errors_of(run: Run, content_type: str) -> list[PollerError]:
-    """What went wrong with one content type; with "" what concerns the whole run."""
-    return [error for of, error in run.errors if of == content_type]
-
-
-def is_polled(run: Run, tally: Tally) -> bool:
-    """Whether this run has listed a content type: it had a token and the permission.
+def polled_types(run: Run) -> list[str]:
+    """What this run has listed: it had a token, and the permission.
 
     A sink that fails proves no less: there were events to send.
     """
-    ended = [each for each in errors_of(run, "") if not isinstance(each, SinkError)]
-    broken = ended or errors_of(run, tally.content_type)
-    return tally.window is not None and not broken
+    failed = {of for of, error in run.errors if not isinstance(error, SinkError)}
+    return [
+        content_type
+        for content_type, tally in run.tallies.items()
+        if tally.window and not failed & {"", content_type}
+    ]
 
 
 def refusals(run: Run) -> Iterator[Condition]:
     """What Entra ID or the API refuse, or no longer do, as far as this run knows."""
-    title = "access is refused"
-    own = [each for each in errors_of(run, "") if isinstance(each, RefusedError)]
-    proven = any(is_polled(run, tally) for tally in run.tallies.values())
+    errors = reversed(run.errors)  # so that the first of each remains
+    refused = {of: explained(e) for of, e in errors if isinstance(e, RefusedError)}
+    well = {of: f"{of} is polled again." for of in polled_types(run)}
     # A permission that is missing for one content type was told by an API that took
     # the token.
-    proven = proven or any(of and isinstance(e, RefusedError) for of, e in run.errors)
-    if own:
-        yield Condition("refused", title, lasts=True, text=explained(own[0]))
-    elif proven:
-        yield Condition("refused", title, lasts=False, text="A token was had.")
-    for content_type, tally in run.tallies.items():
-        refused = [
-            each
-            for each in errors_of(run, content_type)
-            if isinstance(each, RefusedError)
-        ]
-        key = f"refused {content_type}"
-        if refused:
-            yield Condition(key, title, lasts=True, text=explained(refused[0]))
-        elif is_polled(run, tally) and not own:
-            told = f"{content_type} is polled again."
-            yield Condition(key, title, lasts=False, text=told)
+    if well or refused:
+        well[""] = "A token was had."
+    for of in ("", *run.tallies):
+        key = f"mail: refused {of}".strip()
+        trouble = refused.get(of, "")
+        yield Condition(key, "access is refused", trouble, well.get(of, ""))
+
+
+def certificate_end(expires: datetime, now: datetime) -> str:
+    """When a certificate ends or has ended."""
+    if expires <= now:
+        return f"ended on {expires:%Y-%m-%d}"
+    return f"ends on {expires:%Y-%m-%d}, in {(expires - now).days} days"
 
 
 def certificate_warning(expires: datetime | None, now: datetime, most_days: int) -> str:
     """What to say of a certificate that is about to end or has; "" if neither."""
     if expires is None or expires - now > timedelta(days=most_days):
         return ""
-    days = (expires - now) // timedelta(days=1)
-    ends = f"ends on {expires:%Y-%m-%d}, in {days} days"
-    if expires <= now:
-        ends = f"ended on {expires:%Y-%m-%d}"
     return (
-        f"the application's certificate {ends}; without one Entra ID gives no token, "
-        "and what is not fetched within 7 days is lost; upload a new one to the app "
-        "registration, then change key and certificate in [azure]"
+        f"the application's certificate {certificate_end(expires, now)}; without one "
+        "Entra ID gives no token, and what is not fetched within 7 days is lost; "
+        "upload a new one to the app registration, then change key and certificate in "
+        "[azure]"
     )
 
 
-def certificate_condition(
-    settings: Settings, run: Run, now: datetime
-) -> Iterator[Condition]:
+def certificate_condition(settings: Settings, run: Run, now: datetime) -> Condition:
     """The certificate's end, or that there is none in sight and a token was had."""
-    title = "the certificate is about to end"
-    expires = settings.azure.credential.expires
-    text = certificate_warning(expires, now, settings.alerts.certificate_days)
-    if text:
-        yield Condition("certificate", title, lasts=True, text=text)
-    elif any(is_polled(run, tally) for tally in run.tallies.values()):
-        end = f"{expires:%Y-%m-%d}" if expires else "no day that is known here"
-        told = (
-            f"The certificate in use ends on {end}, and Entra ID gave a token for it."
-        )
-        yield Condition("certificate", title, lasts=False, text=told)
+    expires, days = settings.azure.credential.expires, settings.alerts.certificate_days
+    end = f"{expires:%Y-%m-%d}" if expires else "no day that is known here"
+    told = f"The certificate in use ends on {end}, and Entra ID gave a token for it."
+    return Condition(
+        "mail: certificate",
+        "the certificate is about to end",
+        certificate_warning(expires, now, days),
+        told if polled_types(run) else "",
+    )
 
 
-def sink_condition(run: Run, state: State, now: datetime) -> Iterator[Condition]:
+def sink_condition(run: Run, state: State, now: datetime) -> Condition:
     """No Logstash for an hour, or events that one has taken. Notes since when."""
-    since_key, title = "mail: no Logstash since", "no Logstash takes the events"
-    failed_ones = [each for each in errors_of(run, "") if isinstance(each, SinkError)]
-    if failed_ones:
+    since_key, trouble, well = "mail: no Logstash since", "", ""
+    failed = [error for _, error in run.errors if isinstance(error, SinkError)]
+    if failed:
         since = state.said(since_key)
         if since is None or since > now:
             state.say(since_key, now)
         elif now - since >= SINK_DOWN_AFTER:
-            text = f"{explained(failed_ones[0])}\nSince:          {api_time(since)} UTC"
-            yield Condition("sink", title, lasts=True, text=text)
+            trouble = explained(failed[0])
+            trouble += f"\nSince:          {api_time(since)} UTC"
     elif any(tally.events for tally in run.tallies.values()):
         state.unsay(since_key)
-        yield Condition("sink", title, lasts=False, text="Events were taken again.")
+        well = "Events were taken again."
+    return Condition("mail: sink", "no Logstash takes the events", trouble, well)
 
 
-def lasting_letters(
+def due_letters(
     conditions: Iterable[Condition], state: State, now: datetime, repeat: timedelta
 ) -> Iterator[Letter]:
     """The mails due for what lasts or is well again; one for all of the same title."""
-    due: dict[tuple[str, Word], list[Condition]] = {}
+    found: dict[str, list[Condition]] = {}
     for each in conditions:
-        told = state.said(f"mail: {each.key}")
-        word = word_due(told, now, repeat, lasts=each.lasts)
-        if word:
-            due.setdefault((each.title, word), []).append(each)
-    for (title, word), found in due.items():
-        keys = tuple(f"mail: {each.key}" for each in found)
-        well = word is Word.WELL
-        yield Letter(
-            f"{word.value}{title}",
-            "\n\n".join(each.text for each in found),
-            said=() if well else keys,
-            unsaid=keys if well else (),
-        )
+        begins = due(state.said(each.key), now, repeat, lasts=bool(each.trouble))
+        if begins is not None and (each.trouble or each.well):
+            found.setdefault(begins + each.title, []).append(each)
+    for subject, alike in found.items():
+        text = "\n\n".join(each.trouble or each.well for each in alike)
+        said = [each.key for each in alike if each.trouble]
+        unsaid = [each.key for each in alike if not each.trouble]
+        yield Letter(subject, text, said, unsaid)
 
 
 def loss_letter(state: State) -> Iterator[Letter]:
     """The mail for the losses that no mail has told of yet, if there are any."""
-    fresh, prefix = [], "mail: lost "
-    told = state.said_keys(prefix)
+    prefix = "mail: lost "
+    known, fresh = state.said_keys(prefix), {}
     for lost in state.losses():
-        parts = (lost.content_type, lost.content_id, str(lost.window))
-        key = prefix + fingerprint(" ".join(parts)).hex()
-        if key not in told:
-            fresh.append((key, lost))
-    if not fresh:
-        return
-    named = "\n".join(f"  {lost}" for _, lost in fresh[:LOSSES_NAMED])
-    more = len(fresh) - LOSSES_NAMED
-    yield Letter(
-        "audit events are lost",
-        "What happened:  the API can no longer give these:\n"
-        f"{named}\n"
-        + (f"  and {more} more; the log names them all\n" if more > 0 else "")
-        + "What it means:  the events of these spans and blobs will not arrive\n"
-        "What to do:     the audit search of Purview may still have them: export it",
-        said=tuple(key for key, _ in fresh),
-    )
+        what = f"{lost.content_type} {lost.content_id} {lost.window}"
+        key = prefix + fingerprint(what).hex()
+        if key not in known:
+            fresh[key] = f"  {lost}\n"
+    if fresh:
+        yield Letter(
+            "audit events are lost",
+            f"What happened:  the API can no longer give {len(fresh)} spans or blobs; "
+            f"the log names them all:\n{''.join([*fresh.values()][:LOSSES_NAMED])}"
+            "What it means:  the events of these spans and blobs will not arrive\n"
+            "What to do:     the audit search of Purview may have them: export it",
+            said=fresh,
+        )
 
 
 def compose(letter: Letter, settings: Settings, run: Run, now: datetime) -> Any:
     """The mail as it goes out, with no known secret in it."""
     from email.message import EmailMessage
-    from email.utils import format_datetime, make_msgid
+    from email.utils import make_msgid
 
-    alerts = settings.alerts
+    alerts, tenant_id = settings.alerts, settings.azure.tenant_id
     mail = EmailMessage()
-    mail["Subject"] = (
-        f"o365_poller, tenant {settings.azure.tenant_id}: {letter.subject}"
-    )
-    mail["From"] = alerts.sender
-    mail["To"] = ", ".join(alerts.to)
-    mail["Date"] = format_datetime(now)
-    mail["Message-ID"] = make_msgid(domain=alerts.sender.rpartition("@")[2])
-    mail["Auto-Submitted"] = "auto-generated"
+    headers = {
+        "Subject": f"o365_poller, tenant {tenant_id}: {letter.subject}",
+        "From": alerts.sender,
+        "To": ", ".join(alerts.to),
+        "Date": now,
+        "Message-ID": make_msgid(domain=alerts.sender.rpartition("@")[2]),
+        "Auto-Submitted": "auto-generated",
+    }
+    for name, value in headers.items():
+        mail[name] = value
     text = (
         f"{letter.text}\n\n"
-        f"Tenant:         {settings.azure.tenant_id}\n"
+        f"Tenant:         {tenant_id}\n"
         f"Host:           {socket.gethostname()}\n"
         f"Configuration:  {settings.file.absolute()}\n"
         f"Exit code:      {int(run.exit)} {run.exit.name}: {run.exit.meaning}\n\n"
-        f"The end of this run's log:\n\n{log_tail()}\n"
+        f"The end of this run's log:\n\n{log_tail()}"
     )
     # A lone surrogate, as a file name may hold one, cannot be sent.
     mail.set_content(blacked_out(text).encode("utf-8", "replace").decode())
     return mail
 
 
-def meet_relay(alerts: Alerts) -> Any:
-    """A relay that is ready for a mail: connected, encrypted, and knowing us.
+def post(alerts: Alerts, mail: Any = None) -> None:
+    """Hand a mail to the relay; without one meet it only: connect, encrypt, sign in.
 
     Raises what smtplib, sockets and TLS raise.
     """
     import smtplib
 
     where = (alerts.smtp_host, alerts.smtp_port)
+    relay: Any
     if alerts.smtp_security == "tls":
         context = ssl.create_default_context()
-        relay: Any = smtplib.SMTP_SSL(*where, timeout=MAIL_SECONDS, context=context)
+        relay = smtplib.SMTP_SSL(*where, timeout=MAIL_SECONDS, context=context)
     else:
         relay = smtplib.SMTP(*where, timeout=MAIL_SECONDS)
-    try:
+    with contextlib.closing(relay):
         if alerts.smtp_security == "starttls":
             relay.starttls(context=ssl.create_default_context())
+        relay.ehlo_or_helo_if_needed()
         if alerts.username:
             relay.login(alerts.username, alerts.password.reveal())
-        else:
-            relay.ehlo_or_helo_if_needed()
-    except BaseException:
-        relay.close()
-        raise
-    return relay
-
-
-def post(alerts: Alerts, mail: Any) -> None:
-    """Hand a mail to the relay. Raises what smtplib, sockets and TLS raise."""
-    relay = meet_relay(alerts)
-    with contextlib.closing(relay):
-        refused = relay.send_message(mail)
-        for address, (code, _) in refused.items():
+        for address, (code, _) in (relay.send_message(mail) if mail else {}).items():
             log.warning(
                 "mail: the relay refuses the address %s (%d); the others got it; check "
                 "to in [alerts]",
@@ -5183,22 +5013,22 @@ def post(alerts: Alerts, mail: Any) -> None:
             relay.quit()
 
 
-def mail_reason(error: BaseException) -> str:
+def mail_reason(error: Exception) -> str:
     """Why a relay did not take a mail. What it says to a password is not repeated."""
     import smtplib
 
     if isinstance(error, smtplib.SMTPAuthenticationError):
         return f"it refuses username or password ({error.smtp_code})"
     if isinstance(error, smtplib.SMTPRecipientsRefused):
-        codes = sorted({code for code, _ in error.recipients.values()})
-        return f"it refuses every address of to ({', '.join(map(str, codes))})"
+        codes = sorted({str(code) for code, _ in error.recipients.values()})
+        return f"it refuses every address of to ({', '.join(codes)})"
     if isinstance(error, smtplib.SMTPResponseException):
         said = error.smtp_error
         words = said.decode("utf-8", "replace") if isinstance(said, bytes) else said
         return plain(f"it answers {error.smtp_code} {words}")
     if isinstance(error, TimeoutError):
         return f"no answer within {MAIL_SECONDS:g} s"
-    return sink_reason(error) if isinstance(error, Exception) else type(error).__name__
+    return sink_reason(error)
 
 
 def within(seconds_: float, work: Callable[[], None]) -> None:
@@ -5206,12 +5036,12 @@ def within(seconds_: float, work: Callable[[], None]) -> None:
 
     A time-out bounds a silence only, and the name service has none at all.
     """
-    result: list[BaseException] = []
+    result: list[Exception] = []
 
     def body() -> None:
         try:
             work()
-        except BaseException as error:  # noqa: BLE001 -- raised in the main thread
+        except Exception as error:  # noqa: BLE001 -- raised in the main thread
             result.append(error)
 
     thread = threading.Thread(target=body, daemon=True)
@@ -5231,14 +5061,11 @@ def send_alerts(settings: Settings, run: Run) -> None:
     try:
         conditions = [
             *refusals(run),
-            *certificate_condition(settings, run, now),
-            *sink_condition(run, state, now),
+            certificate_condition(settings, run, now),
+            sink_condition(run, state, now),
         ]
-        letters = [
-            *lasting_letters(conditions, state, now, alerts.repeat),
-            *loss_letter(state),
-        ]
-        for letter in letters:
+        lasting = list(due_letters(conditions, state, now, alerts.repeat))
+        for letter in (*lasting, *loss_letter(state)):
             mail = compose(letter, settings, run, now)
             within(MAIL_SECONDS, functools.partial(post, alerts, mail))
             state.note_said(letter.said, letter.unsaid, now)
@@ -5299,20 +5126,14 @@ class PatientHttp(Http):
 
     def _note_date(self, url: str, response: BaseHTTPResponse) -> datetime:
         date = super()._note_date(url, response)
-        if urlsplit(url).netloc in self.dates:
+        if self.dates:
             self.ahead = datetime.now(UTC) - date
         return date
 
-    def ask(
-        self,
-        call: Call,
-        take: Callable[[BaseHTTPResponse], T],
-        bearer: Bearer | None = None,
-        stop: threading.Event | None = None,
-    ) -> T:
+    def ask(self, call: Call, *args: Any, **named: Any) -> Any:
         """As Http.ask does."""
         fewer = call._replace(tries=min(call.tries, CHECK_TRIES))
-        return super().ask(fewer, take, bearer, stop)
+        return super().ask(fewer, *args, **named)
 
 
 class LookingApi(ActivityApi):
@@ -5326,65 +5147,47 @@ class LookingApi(ActivityApi):
             "wait an hour: Microsoft takes its time after a stop or a first start",
         )
 
-    def subscription_states(self) -> dict[str, str]:
-        """By content type in lower case: enabled or disabled; what is missing is not.
 
-        Raises SourceError, RefusedError.
-        """
-        call = Call("GET", self.feed.operation("list"), "list of subscriptions")
+class LookingSink(LogstashSink):
+    """A sink for looking at one host; told is what its connection shows."""
 
-        def take(response: BaseHTTPResponse) -> dict[str, str]:
-            body = read_answer(response).body
-            enabled = parse_subscriptions(body)
-            rows = json.loads(body.decode("utf-8-sig"))
-            named = {str(row["contentType"]).lower() for row in rows}
-            return {
-                name: "enabled" if name in enabled else "disabled" for name in named
-            }
+    told = "connects"
 
-        try:
-            return self._http.ask(call, take, self._bearer)
-        except AnswerError as error:
-            raise refusal(call.what, PERMISSION, error.judgement) from None
+    def connect(self, host: Host) -> socket.socket:
+        """As LogstashSink.connect does."""
+        connection = super().connect(host)
+        if isinstance(connection, ssl.SSLSocket):
+            shown: Mapping[str, Any] = connection.getpeercert() or {}
+            end = moment(ssl.cert_time_to_seconds(shown["notAfter"]))
+            self.told = f"connects, {connection.version()}, its certificate ends on "
+            self.told += f"{end:%Y-%m-%d}"
+        return connection
 
 
 def check_certificate(settings: Settings, now: datetime) -> Step:
     """The key and what belongs to it; that they fit was seen with the configuration."""
-    name, credential = "key and certificate", settings.azure.credential
-    if credential.client_secret:
+    name, expires = "key and certificate", settings.azure.credential.expires
+    if expires is None:
         return Step(
             name,
-            "a client secret is used, whose end is not known here",
-            "make a certificate and use that: a secret travels, a key does not",
+            "with a thumbprint or a client secret alone the end is not known here",
+            "name the certificate in [azure] certificate, to be warned before it ends; "
+            "in place of a secret, which travels, make a key and a certificate",
         )
-    if credential.expires is None:
-        return Step(
-            name,
-            "the key is read; with a thumbprint alone the certificate's end is not "
-            "known here",
-            "name the certificate in [azure] certificate, to be warned before it ends",
-        )
-    days = (credential.expires - now) // timedelta(days=1)
-    end = f"{credential.expires:%Y-%m-%d}"
     renew = (
         "make a new key and certificate, upload the certificate to the app "
         "registration, then change both in [azure]"
     )
-    if days < 0:
-        return Step(name, f"the certificate ended on {end}", renew, Exit.REFUSED)
-    found = f"they belong together; the certificate ends on {end}, in {days} days"
-    soon = days <= settings.alerts.certificate_days
-    return Step(name, found, renew if soon else "")
+    found = f"the certificate {certificate_end(expires, now)}"
+    if expires <= now:
+        return Step(name, found, renew, Exit.REFUSED)
+    soon = (expires - now).days <= settings.alerts.certificate_days
+    return Step(name, f"they belong together; {found}", renew if soon else "")
 
 
-def check_token(
-    settings: Settings, content_types: Sequence[str], bearer: Bearer
-) -> Iterator[Step]:
-    """The sign-in, and what the token says that it is good for."""
-    token = bearer.token()
-    yield Step("token", f"Entra ID gave one for {settings.azure.api_root}")
-    claims = read_claims(token)
-    name = "permissions"
+def check_permissions(token: Secret, content_types: Sequence[str]) -> Iterator[Step]:
+    """The permissions (roles) that a token carries, against those that are needed."""
+    claims, name = read_claims(token), "permissions"
     if not claims:
         yield Step(
             name,
@@ -5392,25 +5195,13 @@ def check_token(
             "see by the listings below whether they suffice",
         )
         return
-    tenant = str(claims.get("tid", "")).lower()
-    if tenant != settings.azure.tenant_id:
-        yield Step(
-            name,
-            f"the token is for the tenant {plain(tenant, 60) or 'of no name'}",
-            "check tenant_id and cloud in [azure]",
-        )
-    yield from check_roles(claims.get("roles"), content_types)
-
-
-def check_roles(told: object, content_types: Sequence[str]) -> Iterator[Step]:
-    """The permissions that a token carries, against those that are needed."""
-    name = "permissions"
+    told = claims.get("roles")
     roles = [str(role) for role in told] if isinstance(told, list) else []
     # All content types want the first; documented: DLP.All wants both.
-    needed = {PERMISSION: list(content_types)}
-    for each in content_types:
-        if permission_for(each) != PERMISSION:
-            needed.setdefault(permission_for(each), []).append(each)
+    needed = {PERMISSION: content_types}
+    needed |= {
+        PERMISSIONS[each]: [each] for each in content_types if each in PERMISSIONS
+    }
     lacking = [permission for permission in needed if permission not in roles]
     for permission in lacking:
         yield Step(
@@ -5422,35 +5213,33 @@ def check_roles(told: object, content_types: Sequence[str]) -> Iterator[Step]:
             Exit.REFUSED,
         )
     if not lacking:
-        listed = ", ".join(plain(role, 60) for role in roles)
+        listed = plain(", ".join(roles))
         yield Step(name, f"{listed}: enough for {', '.join(content_types)}")
-
-
-def check_clock(http: PatientHttp) -> Iterator[Step]:
-    """This machine's clock against the newest Date header of Microsoft's."""
-    if http.ahead is None:
-        return
-    found = f"{http.ahead.total_seconds():+.0f} s from Microsoft's"
-    wrong = abs(http.ahead) > CLOCKS_AGREE
-    yield Step("clock", found, "set this machine's clock (NTP)" if wrong else "")
 
 
 def check_content(
     api: LookingApi, content_types: Sequence[str], now: datetime
 ) -> Iterator[Step]:
     """Each content type's subscription, and one look at what it has."""
-    states: Mapping[str, str] | None = None
+    enabled: set[str] | None = None
     try:
-        states = api.subscription_states()
+        enabled = api.subscriptions()
     except SourceError as error:
         # As a poll does: content may be had all the same.
         yield Step("subscriptions", error.what, error.fix)
     for content_type in content_types:
-        if states is not None:
-            step = check_subscription(content_type, states)
-            yield step
-            if step.fix:
-                continue
+        name = f"subscription {content_type}"
+        if enabled is not None and content_type.lower() not in enabled:
+            yield Step(
+                name,
+                "not enabled; --check starts none",
+                "the first poll starts it; its first content may take 12 hours, and "
+                "what happened before may never come; see that auditing is on in the "
+                "Purview portal",
+            )
+            continue
+        if enabled is not None:
+            yield Step(name, "enabled")
         try:
             yield check_listing(api, content_type, now)
         except TokenError:
@@ -5459,59 +5248,40 @@ def check_content(
             yield failed_step(f"listing {content_type}", error, f"{content_type}: ")
 
 
-def check_subscription(content_type: str, states: Mapping[str, str]) -> Step:
-    """Whether a content type's subscription is there."""
-    name = f"subscription {content_type}"
-    found = states.get(content_type.lower(), "missing")
-    if found == "enabled":
-        return Step(name, found)
-    return Step(
-        name,
-        f"{found}; --check starts none",
-        "the first poll starts it; its first content may take 12 hours, and what "
-        "happened before may never come; see that auditing is on in the Purview portal",
-    )
-
-
 def check_listing(api: LookingApi, content_type: str, now: datetime) -> Step:
     """How many blobs the last 24 hours have, and how old the newest is."""
-    count, newest = 0, None
-    end = whole_second(min(now, api.date() or now))
+    end, name = whole_second(min(now, api.date() or now)), f"listing {content_type}"
     # The newest part first, so that a big tenant's newest blob is met.
-    for window in reversed(list(slices(Window(end - LOOKED_BACK, end)))):
-        stop = threading.Event()
-        blobs = api.listing(content_type, window, stop)
-        for blob in itertools.islice(blobs, LISTED_MOST - count):
-            count += 1
-            newest = max(newest or blob.created, blob.created)
-    name = f"listing {content_type}"
-    if newest is None:
+    parts = reversed(list(slices(Window(end - LOOKED_BACK, end))))
+    stop = threading.Event()
+    blobs = (b for part in parts for b in api.listing(content_type, part, stop))
+    times = [blob.created for blob in itertools.islice(blobs, LISTED_MOST)]
+    if not times:
         return Step(
             name,
             "no blob in the last 24 hours",
             "none, if little happens in the tenant or the subscription is younger than "
             "12 hours; else see that auditing is on in the Purview portal",
         )
-    more = " or more" if count >= LISTED_MOST else ""
-    age = max(0, (end - newest) // timedelta(minutes=1))
-    return Step(
-        name, f"{count}{more} blobs in the last 24 hours, the newest {age} min old"
-    )
+    age = max(0, (end - max(times)) // timedelta(minutes=1))
+    more = " or more" if len(times) == LISTED_MOST else ""
+    told = f"{len(times)}{more} blobs in the last 24 hours"
+    return Step(name, f"{told}, the newest {age} min old")
 
 
 def check_microsoft(
-    settings: Settings, content_types: Sequence[str], http: PatientHttp, now: datetime
+    azure: Azure, content_types: Sequence[str], http: PatientHttp, now: datetime
 ) -> Iterator[Step]:
     """Sign-in, permissions, subscriptions, listings, clock; ends where all would."""
-    azure = settings.azure
     bearer = TokenSource(azure, http, azure.api_root)
     feed = Feed(azure.api_root, azure.tenant_id, azure.publisher_id)
-    api = LookingApi(feed, http, bearer)
     name = "token"
     try:
-        yield from check_token(settings, content_types, bearer)
+        token = bearer.token()
+        yield Step(name, f"Entra ID gave one for {azure.api_root}")
+        yield from check_permissions(token, content_types)
         name = "subscriptions"
-        yield from check_content(api, content_types, now)
+        yield from check_content(LookingApi(feed, http, bearer), content_types, now)
     except PollerError as error:
         yield failed_step(name, error)
         if name == "token":
@@ -5520,95 +5290,62 @@ def check_microsoft(
                 "not looked at, for there is no token",
                 "mend the token first",
             )
-    yield from check_clock(http)
+    if http.ahead is not None:
+        wrong = abs(http.ahead) > CLOCKS_AGREE
+        found = f"{http.ahead.total_seconds():+.0f} s from Microsoft's"
+        yield Step("clock", found, "set this machine's clock (NTP)" if wrong else "")
 
 
-def check_names(settings: Settings, http: Http) -> Iterator[Step]:
-    """Whether Graph tells names, where they are asked for; it never fails a poll."""
-    if not settings.graph.application_names:
-        return
-    azure, name = settings.azure, "application names"
-    directory = Directory(
-        azure.graph_root, http, TokenSource(azure, http, azure.graph_root)
-    )
-    permit = (
-        "add the application permission Application.Read.All of Microsoft Graph and "
-        "grant admin consent, or set application_names = no"
-    )
+def check_names(azure: Azure, http: Http) -> Step:
+    """Whether Graph tells names; it never fails a poll."""
+    name, bearer = "application names", TokenSource(azure, http, azure.graph_root)
     try:
-        directory.names([azure.client_id])
+        ask_graph(azure.graph_root, http, bearer, [azure.client_id])
     except AnswerError as error:
         refused = error.judgement.verdict is Verdict.REFUSED
-        fix = permit if refused else "nothing to do, unless it repeats"
-        yield Step(name, f"Graph refuses: {error.judgement.reason}", fix)
+        fix = NAMES_FIX if refused else "nothing to do, unless it repeats"
+        return Step(name, f"Graph refuses: {error}", fix)
     except PollerError as error:
-        yield Step(name, error.what, error.fix)
-    else:
-        yield Step(name, "Graph tells them")
+        return Step(name, error.what, error.fix)
+    return Step(name, "Graph tells them")
 
 
-def try_host(settings: Logstash, host: Host) -> str:
-    """Connect to a Logstash host, send nothing, await its end; what there is to tell.
-
-    Raises PeerError.
-    """
-    sink, step = LogstashSink(settings), "connecting"
-    try:
-        with sink.connect(host) as connection:
-            told = "connects"
-            if isinstance(connection, ssl.SSLSocket):
-                shown: Mapping[str, Any] = connection.getpeercert() or {}
-                end = moment(ssl.cert_time_to_seconds(shown["notAfter"]))
-                version = connection.version()
-                told += f", {version}, its certificate ends on {end:%Y-%m-%d}"
-            step = "ending the connection"
-            end_sending(connection)
-            await_end(connection, settings.timeout_seconds)
-    except TimeoutError:
-        wait = f"{settings.timeout_seconds:g}"
-        raise PeerError(f"made no progress in {wait} s while {step}") from None
-    except (OSError, ValueError) as error:
-        raise PeerError(f"failed while {step}: {sink_reason(error)}") from None
-    return told
-
-
-def check_logstash(settings: Logstash) -> Iterator[Step]:
-    """Each Logstash host; a poll fails where none is left."""
-    bounded = settings._replace(
-        timeout_seconds=min(settings.timeout_seconds, CHECK_SECONDS)
-    )
-    found: dict[Host, tuple[bool, str]] = {}
+def check_logstash(settings: Logstash) -> list[Step]:
+    """Each Logstash host, with a batch of nothing; a poll fails where none is left."""
+    seconds_ = min(settings.timeout_seconds, CHECK_SECONDS)
+    steps = []
     for host in settings.hosts:
+        alone = settings._replace(hosts=(host,), timeout_seconds=seconds_)
+        sink, name = LookingSink(alone), f"Logstash {host}"
         try:
-            found[host] = (True, try_host(bounded, host))
-        except PeerError as error:
-            found[host] = (False, str(error))
-    some = any(works for works, _ in found.values())
-    for host, (works, told) in found.items():
-        if works:
-            yield Step(f"Logstash {host}", told)
-            continue
-        yield Step(
-            f"Logstash {host}",
-            told,
-            "see that the tcp input listens there, that no firewall is between, and "
-            "that tls and ca_file in [logstash] fit it",
-            Exit.OK if some else Exit.SINK,
-        )
+            sink.deliver([])
+        except SinkError as error:
+            subject = f"no Logstash took the events: {host} "
+            steps.append(failed_step(name, error, subject))
+        else:
+            steps.append(Step(name, sink.told))
+    some = any(step.exit is Exit.OK for step in steps)
+    return [step._replace(exit=Exit.OK) if some else step for step in steps]
 
 
-def check_state(settings: Settings, content_types: Sequence[str]) -> Iterator[Step]:
+def check_file(name: str, path: Path) -> Step:
+    """Whether a file can be written, or made."""
+    there = path.exists()
+    if os.access(path if there else path.parent, os.W_OK):
+        return Step(name, f"{path}{'' if there else ': none yet; a poll makes it'}")
+    fix = "see that this user may write the file and its folder"
+    return Step(name, f"{path} cannot be written", fix, Exit.USAGE)
+
+
+def check_state(
+    path: Path, azure: Azure, content_types: Sequence[str]
+) -> Iterator[Step]:
     """The state, read only: how far each content type has got."""
-    path, azure = settings.poll.state_file, settings.azure
-    writable = "see that this user may write the file and its folder"
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        found = f"{path} cannot be written"
-        yield Step("state", found, writable, Exit.USAGE)
-        return
-    if not path.exists():
-        yield Step("state", f"{path}: none yet; the first poll makes it")
-        return
+    step = check_file("state", path)
     again = "nothing to do: the next poll polls the last 7 days again"
+    if step.fix or not path.exists():
+        yield step
+        return
     if not path.stat().st_size:
         yield Step("state", f"{path} is empty", again)
         return
@@ -5619,8 +5356,7 @@ def check_state(settings: Settings, content_types: Sequence[str]) -> Iterator[St
     except UnreadableStateError as error:
         yield Step("state", f"{path} is unreadable ({plain(str(error))})", again)
     except StateError as error:
-        journal = path.with_name(path.name + "-journal")
-        if journal.exists():
+        if path.with_name(path.name + "-journal").exists():
             # To read it would be to write it: SQLite undoes first what is half-written.
             undo = (
                 "nothing to do: the next poll undoes what a killed one left "
@@ -5637,40 +5373,23 @@ def check_progress(state: State, content_type: str) -> Step:
     if watermark is None:
         return Step(name, "not polled yet")
     age = max(0, (datetime.now(UTC) - watermark) // timedelta(minutes=1))
-    pending = state.pending_count(content_type)
     found = (
         f"last good poll up to {api_time(watermark)} UTC, {age} min ago; "
-        f"{pending} blobs pending"
+        f"{state.pending_count(content_type)} blobs pending"
     )
-    behind = age > 60
     fix = "see the log for why the polls since then failed, or that cron runs them"
-    return Step(name, found, fix if behind else "")
+    return Step(name, found, fix if age > 60 else "")
 
 
-def check_log(settings: Settings) -> Iterator[Step]:
-    """Whether the log file can be written, where there is to be one."""
-    file = settings.logging.file
-    if file is None:
-        return
-    if os.access(file if file.exists() else file.parent, os.W_OK):
-        yield Step("log", str(file))
-        return
-    fix = "see that this user may write the file and its folder"
-    yield Step("log", f"{file} cannot be written", fix, Exit.USAGE)
-
-
-def check_relay(alerts: Alerts) -> Iterator[Step]:
+def check_relay(alerts: Alerts) -> Step:
     """The mail relay, up to the password; no mail is sent. It never fails a poll."""
-    if not alerts.smtp_host:
-        return
     name = f"mail relay {alerts.smtp_host}:{alerts.smtp_port}"
     try:
-        within(MAIL_SECONDS, lambda: meet_relay(alerts).close())
+        within(MAIL_SECONDS, lambda: post(alerts))
     except Exception as error:  # noqa: BLE001 -- whatever smtplib and TLS raise
         fix = "check [alerts], and that the relay lets this machine in"
-        yield Step(name, mail_reason(error), fix)
-    else:
-        yield Step(name, "answers, and takes what [alerts] says")
+        return Step(name, mail_reason(error), fix)
+    return Step(name, "answers, and takes what [alerts] says")
 
 
 def check_steps(
@@ -5681,12 +5400,15 @@ def check_steps(
     yield Step("configuration", str(settings.file))
     yield check_certificate(settings, now)
     http = make_http(settings, environ, settings.poll.timeout_seconds, PatientHttp)
-    yield from check_microsoft(settings, content_types, http, now)
-    yield from check_names(settings, http)
+    yield from check_microsoft(settings.azure, content_types, http, now)
+    if settings.graph.application_names:
+        yield check_names(settings.azure, http)
     yield from check_logstash(settings.logstash)
-    yield from check_state(settings, content_types)
-    yield from check_log(settings)
-    yield from check_relay(settings.alerts)
+    yield from check_state(settings.poll.state_file, settings.azure, content_types)
+    if settings.logging.file:
+        yield check_file("log", settings.logging.file)
+    if settings.alerts.smtp_host:
+        yield check_relay(settings.alerts)
 
 
 # == Report ==================================================================
@@ -6385,8 +6107,8 @@ def open_names(
     # Its own way to Microsoft: a Graph that throttles slows no other request down.
     http = make_http(settings, environ, GRAPH_TIMEOUT_SECONDS, Http)
     bearer = TokenSource(azure, http, azure.graph_root)
-    directory = Directory(azure.graph_root, http, bearer)
-    return ApplicationNames(directory, settings.graph.cache_file, azure.tenant_id)
+    ask = functools.partial(ask_graph, azure.graph_root, http, bearer)
+    return ApplicationNames(ask, settings.graph.cache_file, azure.tenant_id)
 
 
 def open_state(

@@ -330,7 +330,7 @@ def test_no_date_header_ends_the_run(date: str) -> None:
 def test_every_answer_of_the_token_endpoint_is_explained(
     status: int, told: Any
 ) -> None:
-    error = op.token_error(op.TokenAnswer.read(status, told))
+    error = op.token_error(status, told)
     assert error.exit in (op.Exit.REFUSED, op.Exit.INCOMPLETE)
     assert "\n" not in str(error)
     token = told if isinstance(told, str) else json.dumps(told)

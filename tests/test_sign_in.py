@@ -5,15 +5,17 @@ from __future__ import annotations
 import base64
 import json
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 from emulator import Credentials, Emulator, faults
+from emulator.wire import Answer
 from making import make_azure
 
+import o365_poller
 from o365_poller import (
     AADSTS,
     AADSTS_PASSING,
-    Answer,
     Azure,
     Credential,
     Exit,
@@ -22,10 +24,10 @@ from o365_poller import (
     PollerError,
     Secret,
     SourceError,
-    TokenAnswer,
     TokenError,
     TokenSource,
     UnusableCredentialError,
+    blacked_out,
     make_pools,
     read_claims,
     tls_context,
@@ -52,7 +54,7 @@ def refusal(number: int, error: str = "invalid_client") -> dict[str, Any]:
 
 @pytest.mark.parametrize("number", sorted(AADSTS))
 def test_a_known_refusal_is_told_with_its_meaning_words_and_remedy(number: int) -> None:
-    error = token_error(TokenAnswer.read(401, refusal(number)))
+    error = token_error(401, refusal(number))
     meaning, fix = AADSTS[number]
     assert isinstance(error, TokenError)
     assert error.exit is Exit.REFUSED
@@ -63,7 +65,7 @@ def test_a_known_refusal_is_told_with_its_meaning_words_and_remedy(number: int) 
 
 
 def test_an_unknown_refusal_is_told_in_entras_own_words() -> None:
-    error = token_error(TokenAnswer.read(400, refusal(123456)))
+    error = token_error(400, refusal(123456))
     assert isinstance(error, TokenError)
     assert str(error) == (
         "no access token: Entra ID refused the sign-in: AADSTS123456: Words. Trace ID: "
@@ -91,45 +93,49 @@ def test_an_unknown_refusal_is_told_in_entras_own_words() -> None:
 def test_what_may_pass_is_a_failure_to_reach_and_no_refusal(
     status: int, told: object
 ) -> None:
-    error = token_error(TokenAnswer.read(status, told))
+    error = token_error(status, told)
     assert isinstance(error, SourceError)
     assert error.exit is Exit.INCOMPLETE
     assert str(error).startswith("no access token: ")
 
 
 def test_a_failure_without_words_names_the_status() -> None:
-    error = token_error(TokenAnswer.read(403, None))
+    error = token_error(403, None)
     assert error.what == "no access token: HTTP 403, not an answer of Entra ID"
 
 
 def test_a_bare_401_is_a_refusal() -> None:
-    assert isinstance(token_error(TokenAnswer.read(401, None)), TokenError)
+    assert isinstance(token_error(401, None), TokenError)
 
 
 @pytest.mark.parametrize(
-    ("told", "codes", "message"),
+    ("told", "refused", "what"),
     [
-        ({"error": "x"}, (), "x"),
-        ({"error_codes": [1, "2", "x", None]}, (1, 2), ""),
-        ({"error_codes": 7}, (), ""),
-        ({"error_description": "AADSTS700027: a AADSTS50012: b"}, (700027, 50012), "AADSTS700027: a AADSTS50012: b"),
-        ({"error_description": None, "error_codes": [50012]}, (50012,), "None"),
-        (None, (), ""),
-        ("text", (), ""),
+        ({"error": "x"}, False, "x"),
+        ({"error_codes": [1, "2", "x", None]}, True, "Entra ID refused the sign-in: "),
+        ({"error_codes": ["x", 50012]}, True, "the assertion was refused: "),
+        ({"error_codes": 50012}, True, "the assertion was refused: "),
+        ({"error_codes": ["\u00b2"]}, False, "HTTP 400, not an answer of Entra ID"),
+        ({"error_description": "AADSTS50012: a AADSTS700016: b"}, True, "the assertion was refused: AADSTS50012: a AADSTS700016: b"),
+        ({"error_description": None, "error_codes": [50012]}, True, "the assertion was refused: None"),
+        (None, False, "HTTP 400, not an answer of Entra ID"),
+        ("text", False, "HTTP 400, not an answer of Entra ID"),
     ],
     ids=str,
 )  # fmt: skip
 def test_an_oauth_error_is_read_whatever_it_is(
-    told: object, codes: tuple[int, ...], message: str
+    told: object, refused: bool, what: str
 ) -> None:
-    answer = TokenAnswer.read(400, told)
-    assert (answer.codes, answer.message) == (codes, message)
+    error = token_error(400, told)
+    assert error.what == f"no access token: {what}"
+    assert isinstance(error, TokenError) == refused
 
 
 def test_a_long_description_with_controls_is_one_short_line() -> None:
-    answer = TokenAnswer.read(400, {"error_description": "a\r\nb\x1b[31m" + "x" * 9000})
-    assert len(answer.message) == 400
-    assert answer.message.startswith("a b [31mx")
+    error = token_error(400, {"error_description": "a\r\nb\x1b[31m" + "x" * 9000})
+    message = error.what.removeprefix("no access token: ")
+    assert len(message) == 400
+    assert message.startswith("a b [31mx")
 
 
 # -- claims
@@ -337,12 +343,12 @@ def test_a_login_root_with_a_path_keeps_its_path() -> None:
     asked: list[str] = []
 
     class Fake:
-        def ask(self, call: Any, take: Any) -> Answer:
+        def ask(self, call: Any, take: Any) -> o365_poller.Answer:
             asked.append(call.url)
-            return Answer(200, {}, b"{}")
+            return o365_poller.Answer(200, {}, b"{}")
 
     azure = make_azure(login="https://gateway.example.net/login")
-    client = MsalHttp(Fake(), azure)  # type: ignore[arg-type]
+    client = MsalHttp(Fake(), azure.login_root)  # type: ignore[arg-type]
     client.get("https://gateway.example.net/x/v2.0/.well-known/openid-configuration")
     client.get("https://gateway.example.net/login/y", params={"a": "b c"})
     client.close()
@@ -366,3 +372,48 @@ def test_the_answer_to_a_secret_does_not_show_it(office: Emulator) -> None:
         make_source(office, by_secret("hush-hush-secret")).token()
     assert "hush-hush-secret" not in str(caught.value)
     assert json.dumps(str(caught.value))
+
+
+def echo(status: int, seen: list[str]) -> faults.Fault:
+    """An error whose words hold the assertion that was sent."""
+
+    def act(scene: faults.Scene) -> Answer:
+        seen.extend(parse_qs(scene.ask.body.decode())["client_assertion"])
+        words = f"AADSTS50012: {seen[-1]}"
+        body = {"error": "invalid_client", "error_description": words}
+        return scene.error(status, json.dumps(body).encode())
+
+    return faults.Fault("echo", act)
+
+
+def test_an_assertion_that_is_echoed_is_in_no_error(
+    office: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    office.fail("token", echo(401, seen))
+    monkeypatch.setattr(Secret, "known", set())
+    with pytest.raises(TokenError) as caught:
+        make_source(office, by_key(office.credentials())).token()
+    assert "AADSTS50012: ***" in str(caught.value)
+    assert seen[0][:32] not in str(caught.value)
+
+
+def test_an_assertion_is_known_to_the_log_also_where_it_is_cut(
+    office: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The words of a failure that is tried again are cut before the log gets them."""
+    monkeypatch.setattr(Secret, "known", set())  # those of other tests overlap
+    seen: list[str] = []
+    office.fail("token", echo(503, seen))
+    with pytest.raises(SourceError):
+        make_source(office, by_key(office.credentials())).token()
+    assert len(seen) > 1
+    for assertion in seen:
+        signature = assertion.rpartition(".")[2]
+        proof = {signature[n : n + 32] for n in range(len(signature) - 31)}
+        for most in (300, 500, len(assertion) - 1, len(assertion)):
+            shown = blacked_out(assertion[:most])
+            # The client id stands in it twice: where one piece is found in another,
+            # some of that is left. It is no secret; of the signature too little is.
+            assert max(map(len, shown.split("***"))) < 64
+            assert not [each for each in proof if each in shown]
