@@ -6608,15 +6608,20 @@ def carry_out(order: Order, settings: Settings, environ: Mapping[str, str]) -> E
         # All that is configured, lest a state that is begun anew forgets some of it.
         every = tuple(dict.fromkeys((*content_types, *settings.poll.content_types)))
         state = open_state(settings, every, now, locked=polls)
+        opened = path.stat().st_ino
         try:
             return run_with(order, settings, environ, state, content_types)
         except UnreadableStateError as error:
             state.close()
-            if polls:
-                set_aside(path, settings.azure, every, now, str(error)).close()
-            else:
-                with state_lock(path):  # a poll may have put it aside by now
-                    open_state(settings, every, now, locked=True).close()
+            with contextlib.nullcontext() if polls else state_lock(path):
+                if path.exists() and path.stat().st_ino == opened:
+                    set_aside(path, settings.azure, every, now, str(error)).close()
+                else:  # a poll was quicker
+                    log.warning(
+                        "state file %s was unreadable, and a poll has set it aside "
+                        "meanwhile; this run ends here; start it again",
+                        path,
+                    )
             return Exit.INCOMPLETE
         finally:
             state.close()
