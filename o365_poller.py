@@ -6760,7 +6760,8 @@ def end_anyway(signals: socket.socket) -> None:
 def ignore_signals() -> None:
     """The end is near already: a signal that comes now would only spoil it."""
     for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
+        # With SIG_IGN Python would complain of one that has come and waits its turn.
+        signal.signal(each, lambda *_: None)
 
 
 def stop_on_signals() -> None:
@@ -6793,10 +6794,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         stop_on_signals()
         code = follow(arguments, console)
+        ignore_signals()
     except (Exception, Stopped) as error:  # noqa: BLE001 -- the one place
         ignore_signals()
         code = say_end(error)
-    ignore_signals()
     log.info("end: exit %d, %.1f s", code, time.monotonic() - began)
     return code
 
