@@ -92,6 +92,7 @@ class FakeApi:
     failing: dict[str, Exception] = field(default_factory=dict)
     windows: list[Window] = field(default_factory=list)
     tries: list[tuple[str, int]] = field(default_factory=list)
+    empty: bool = False
     started: list[str] = field(default_factory=list)
 
     def date(self) -> datetime | None:
@@ -125,6 +126,8 @@ class FakeApi:
         self.tries.append((blob.id, tries))
         if blob.id in self.failing:
             raise self.failing[blob.id]
+        if self.empty:
+            return Fetched(blob, (), 0, 0)
         line = f'{{"Id":"{blob.id}"}}\n'.encode()
         room.take(len(line))
         return Fetched(blob, (line,), 1, len(line))
@@ -350,6 +353,17 @@ def test_a_batch_is_full_by_bytes_or_by_rows() -> None:
     for n in range(5000):
         many.add(Fetched(make_blob(str(n)), (), 0, 0))
     assert many.is_full()
+
+
+def test_batches_without_an_event_are_recorded_and_not_sent(world: World) -> None:
+    """More blobs than a batch has rows: a connection without a line proves nothing."""
+    world.api.empty = True
+    world.sink.refuses = True
+    count = 5_100
+    world.api.blobs = [make_blob(str(n), created=ago(minutes=3)) for n in range(count)]
+    run = world.poll()
+    assert (run.exit, run.tallies[TYPE].blobs) == (Exit.OK, count)
+    assert world.state.watermark(TYPE) == NOW
 
 
 def test_a_run_ends_with_the_worst_of_its_content_types(world: World) -> None:
