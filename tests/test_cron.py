@@ -285,6 +285,38 @@ switch, signal.signal = signal.signal, signalled
     assert (result.code, result.out, result.err) == (143, "", "")
 
 
+def test_a_signal_ends_a_run_that_waits_where_no_signal_reaches_it(site: Site) -> None:
+    """SQLite waits for another's transaction without looking up."""
+    assert_quiet(site.run())
+    told = site.folder / "locked"
+    quick = f"""
+import fcntl, pathlib, time
+sleep, flock = time.sleep, fcntl.flock
+time.sleep = lambda seconds: sleep(min(seconds, 0.3))
+def locked(*arguments):
+    flock(*arguments)
+    pathlib.Path({str(told)!r}).touch()
+fcntl.flock = locked
+"""
+    other = sqlite3.connect(site.state_file, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    process = subprocess.Popen(
+        changed_command(site, quick),
+        env=cron_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not told.exists():
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.terminate()
+    out, err = process.communicate(timeout=10)
+    other.close()
+    assert (process.returncode, out, err) == (143, "", "")
+    assert_quiet(site.run())
+
+
 def test_several_at_once_end_with_the_first_of_the_contracts_order(site: Site) -> None:
     """A permission is missing (4), a blob is lost (6), another fails (3)."""
     site.office.enable(EXCHANGE)

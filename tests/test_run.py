@@ -14,6 +14,7 @@ from making import NOW, TYPE, ago, make_azure, make_blob, make_poll
 
 from o365_poller import (
     OUTAGE_FAILURES,
+    AnswerError,
     Batch,
     Blob,
     Changes,
@@ -21,6 +22,7 @@ from o365_poller import (
     Exit,
     Failed,
     Fetched,
+    Judgement,
     Lost,
     Pending,
     Ports,
@@ -93,6 +95,7 @@ class FakeApi:
     windows: list[Window] = field(default_factory=list)
     tries: list[tuple[str, int]] = field(default_factory=list)
     empty: bool = False
+    starting: dict[str, Exception] = field(default_factory=dict)
     started: list[str] = field(default_factory=list)
 
     def date(self) -> datetime | None:
@@ -105,6 +108,8 @@ class FakeApi:
 
     def start(self, content_type: str) -> str:
         self.started.append(content_type)
+        if content_type in self.starting:
+            raise self.starting[content_type]
         return "started"
 
     def listing(
@@ -330,6 +335,119 @@ def test_an_outage_is_told_from_poison(world: World, count: int, exit_: bool) ->
     world.api.failing = {}
     assert world.poll().exit is Exit.OK
     assert set(world.ids()) == {str(n) for n in range(count)}
+
+
+def gone() -> AnswerError:
+    return AnswerError(Judgement(Verdict.GONE, "HTTP 404 AF20051"))
+
+
+def test_twenty_failures_that_others_part_are_no_outage(world: World) -> None:
+    names = [str(n) for n in range(3 * OUTAGE_FAILURES)]
+    world.api.blobs = [make_blob(name, created=ago(minutes=3)) for name in names]
+    bad = set(names[::2])
+    world.api.failing = {name: broken("HTTP 503") for name in bad}
+    assert world.poll().exit is Exit.INCOMPLETE
+    assert world.state.watermark(TYPE) == NOW
+    assert {one.blob.id for one in world.state.pending(TYPE)} == bad
+    assert set(world.ids()) == set(names) - bad
+
+
+def test_many_blobs_that_are_gone_are_losses_and_no_outage(world: World) -> None:
+    names = [str(n) for n in range(2 * OUTAGE_FAILURES)]
+    world.api.blobs = [make_blob(name, created=ago(minutes=3)) for name in names]
+    world.api.failing = {name: gone() for name in names}
+    assert world.poll().exit is Exit.GAP
+    assert world.state.watermark(TYPE) == NOW
+    assert {each.content_id for each in world.state.losses()} == set(names)
+    assert world.poll().exit is Exit.OK
+
+
+def test_a_lost_blob_is_not_named_again_by_a_backfill_and_comes_if_it_can(
+    world: World,
+) -> None:
+    world.api.blobs = [make_blob("a", created=ago(minutes=3))]
+    world.api.failing = {"a": gone()}
+    assert world.poll().exit is Exit.GAP
+    for purpose in (Purpose.BACKFILL, Purpose.RECONCILE):
+        run = world.run()
+        run.backfill((TYPE,), Window(ago(hours=1), NOW), purpose)
+        assert (run.exit, run.tallies[TYPE].lost) == (Exit.OK, 0)
+    world.api.failing = {}
+    run = world.run()
+    run.backfill((TYPE,), Window(ago(hours=1), NOW), Purpose.RECONCILE)
+    assert world.ids() == ["a"]
+
+
+def test_a_defect_at_one_blob_is_1_and_the_others_are_delivered(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("o365_poller"), "propagate", True)
+    world.api.blobs = [make_blob(x, created=ago(minutes=3)) for x in "abc"]
+    world.api.failing = {"b": KeyError("no such thing")}
+    assert world.poll().exit is Exit.UNEXPECTED
+    assert "a defect of this program at blob b; the blob waits" in caplog.text
+    assert "KeyError: 'no such thing'" in caplog.text
+    assert world.ids() == ["a", "c"]
+    assert [one.blob.id for one in world.state.pending(TYPE)] == ["b"]
+    assert world.state.watermark(TYPE) == NOW
+
+
+def test_a_start_that_is_refused_leaves_its_type_alone_and_one_that_fails_does_not(
+    world: World,
+) -> None:
+    types = ("Audit.General", "Audit.SharePoint", TYPE)
+    world.api.starting = {types[0]: RefusedError("no", "b", "c"), types[1]: broken()}
+    world.api.blobs = [
+        make_blob(each, created=ago(minutes=3), content_type=each) for each in types
+    ]
+    run = world.poll(*types)
+    assert (run.exit, world.api.started) == (Exit.REFUSED, list(types[:2]))
+    assert world.ids() == sorted(types[1:])
+    assert world.state.watermark(types[0]) is None
+
+
+def test_a_refused_content_type_is_asked_no_more_in_this_run(world: World) -> None:
+    world.api.blobs = [make_blob("a", created=ago(minutes=3))]
+    world.api.failing = {"a": broken("HTTP 503")}
+    assert world.poll().exit is Exit.INCOMPLETE
+    world.state.set_watermark(TYPE, NOW - 3 * DAY)
+    world.api.windows.clear()
+    world.api.tries.clear()
+    world.api.breaks = {0: RefusedError("no", "b", "c")}
+    assert world.poll().exit is Exit.REFUSED
+    assert (len(world.api.windows), world.api.tries) == (1, [])
+    assert world.state.watermark(TYPE) == NOW - 3 * DAY
+
+
+def test_a_backfill_asks_for_nothing_that_the_api_cannot_have(world: World) -> None:
+    run = world.run()
+    window = Window(ago(days=9), NOW + timedelta(hours=1))
+    run.backfill((TYPE,), window, Purpose.BACKFILL)
+    assert run.exit is Exit.OK
+    assert world.api.windows[0].start == earliest(NOW)
+    assert world.api.windows[-1].end == NOW
+
+
+def test_in_an_outage_no_blob_is_named_and_else_ten_at_most(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("o365_poller"), "propagate", True)
+    names = [str(n) for n in range(OUTAGE_FAILURES)]
+    world.api.blobs = [make_blob(name, created=ago(minutes=3)) for name in names]
+    world.api.failing = {name: broken("HTTP 503") for name in names}
+    world.poll()
+    assert "it waits and each run tries it again" not in caplog.text
+    assert "20 blobs failed in a row" in caplog.text
+    caplog.clear()
+    world.state.set_watermark(TYPE, ago(minutes=2))
+    world.now += timedelta(hours=1)
+    world.api.blobs = [
+        make_blob(f"later {n}", created=NOW, content_type=TYPE) for n in range(15)
+    ]
+    world.api.failing = {f"later {n}": broken("HTTP 503") for n in range(15)}
+    world.poll()
+    assert caplog.text.count("it waits and each run tries it again") == 10
+    assert "5 more blobs wait in the same way" in caplog.text
 
 
 def test_a_backfill_moves_no_watermark_and_sends_all_again(world: World) -> None:
