@@ -281,6 +281,30 @@ def test_a_slice_that_breaks_stays_open_later_ones_go_on_and_it_is_asked_alone(
     assert world.state.given_up(TYPE) == []
 
 
+@pytest.mark.parametrize(("later", "left"), [(5, 1), (8, 0)])
+def test_a_slice_given_up_that_ages_out_is_named_once_and_its_rest_is_asked(
+    world: World, later: int, left: int
+) -> None:
+    world.state.set_watermark(TYPE, NOW - 3 * DAY)
+    world.api.breaks = {0: broken()}
+    assert world.poll().exit is Exit.INCOMPLETE
+    span = world.state.given_up(TYPE)[0].window
+    world.now += timedelta(days=later, hours=-10 if left else 0)
+    world.state.set_watermark(TYPE, world.now)
+    world.api.breaks = {}
+    world.api.windows.clear()
+    run = world.poll()
+    limit = earliest(world.now)
+    lost, asked = Window(span.start, min(span.end, limit)), Window(limit, span.end)
+    assert (run.exit, run.tallies[TYPE].lost) == (Exit.GAP, 1)
+    assert [each.window for each in world.state.losses()] == [lost]
+    assert [each for each in world.api.windows if each.end == span.end] == [asked][
+        :left
+    ]
+    assert world.state.given_up(TYPE) == []
+    assert world.poll().exit is Exit.OK
+
+
 def test_a_refusal_ends_its_content_type_and_no_other(world: World) -> None:
     other = "DLP.All"
     world.api.enabled = {TYPE.lower(), other.lower()}
