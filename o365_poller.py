@@ -6346,7 +6346,11 @@ def set_up_log_file(settings: Logging, config: Path) -> None:
 
     try:
         handler = RotatingFileHandler(
-            settings.file, maxBytes=10 * MEGABYTE, backupCount=5, encoding="utf-8"
+            settings.file,
+            maxBytes=10 * MEGABYTE,
+            backupCount=5,
+            encoding="utf-8",
+            errors="backslashreplace",  # a path of another encoding costs no line
         )
     except OSError as error:
         complaint = (

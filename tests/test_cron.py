@@ -731,3 +731,15 @@ def test_check_in_an_environment_of_ascii_has_a_line_for_each_step(site: Site) -
     result = site.run("--check", env=ASCII["ascii"])
     assert (result.code, result.err) == (0, "")
     assert r"\xdcber-\u65e5\u672c" in result.out
+
+
+def test_a_path_that_is_no_text_is_told_in_the_log_all_the_same(site: Site) -> None:
+    """A name of another encoding, from a file system that was moved here."""
+    site.folder /= os.fsdecode(b"caf\xe9")
+    site.folder.mkdir()
+    (site.folder / "config.db.lock").mkdir()
+    result = site.run()
+    assert result.code == 2
+    told = r"caf\udce9/config.db.lock: Is a directory"
+    assert told in result.err
+    assert told in (site.folder.parent / "poller.log").read_text()
