@@ -4330,13 +4330,16 @@ def await_acknowledgement(connection: socket.socket, timeout: float) -> None:
     the way, the end of stream comes first and the reset after it.
     """
     deadline = time.monotonic() + timeout
-    while unacknowledged(connection):
+    while True:
+        left = unacknowledged(connection)  # a reset leaves it as it was
+        code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+        if not left:
+            return
         if time.monotonic() > deadline:
             raise TimeoutError
         time.sleep(0.005)
-    code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if code:
-        raise OSError(code, os.strerror(code))
 
 
 def unacknowledged(connection: socket.socket) -> int:
