@@ -260,6 +260,20 @@ def test_a_watermark_ahead_of_now_comes_back_to_the_newest_delivery(
     assert world.state.watermark(TYPE) == NOW
 
 
+def test_a_watermark_of_seconds_ahead_is_no_matter(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NTP has put the clock back a little between two polls."""
+    monkeypatch.setattr(logging.getLogger("o365_poller"), "propagate", True)
+    world.poll()
+    world.api.windows.clear()
+    world.now -= timedelta(seconds=50)
+    assert world.poll().exit is Exit.OK
+    assert "is ahead of now" not in caplog.text
+    assert world.state.watermark(TYPE) == NOW
+    assert world.api.windows == [Window(ago(minutes=10, seconds=50), world.now)]
+
+
 def test_a_slice_that_breaks_stays_open_later_ones_go_on_and_it_is_asked_alone(
     world: World,
 ) -> None:
