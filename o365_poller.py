@@ -3999,13 +3999,16 @@ def await_acknowledgement(connection: socket.socket, timeout: float) -> None:
     the way, the end of stream comes first and the reset after it.
     """
     deadline = time.monotonic() + timeout
-    while unacknowledged(connection):
+    while True:
+        left = unacknowledged(connection)  # a reset leaves it as it was
+        code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+        if not left:
+            return
         if time.monotonic() > deadline:
             raise TimeoutError
         time.sleep(0.005)
-    code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if code:
-        raise OSError(code, os.strerror(code))
 
 
 def unacknowledged(connection: socket.socket) -> int:
@@ -5878,7 +5881,11 @@ def set_up_log_file(settings: Logging, config: Path) -> None:
 
     try:
         handler = RotatingFileHandler(
-            settings.file, maxBytes=10 * MEGABYTE, backupCount=5, encoding="utf-8"
+            settings.file,
+            maxBytes=10 * MEGABYTE,
+            backupCount=5,
+            encoding="utf-8",
+            errors="backslashreplace",  # a path of another encoding costs no line
         )
     except OSError as error:
         complaint = (
@@ -6140,15 +6147,20 @@ def carry_out(order: Order, settings: Settings, environ: Mapping[str, str]) -> E
         # All that is configured, lest a state that is begun anew forgets some of it.
         every = tuple(dict.fromkeys((*content_types, *settings.poll.content_types)))
         state = open_state(settings, every, now, locked=polls)
+        opened = path.stat().st_ino
         try:
             return run_with(order, settings, environ, state, content_types)
         except UnreadableStateError as error:
             state.close()
-            if polls:
-                set_aside(path, settings.azure, every, now, str(error)).close()
-            else:
-                with state_lock(path):  # a poll may have put it aside by now
-                    open_state(settings, every, now, locked=True).close()
+            with contextlib.nullcontext() if polls else state_lock(path):
+                if path.exists() and path.stat().st_ino == opened:
+                    set_aside(path, settings.azure, every, now, str(error)).close()
+                else:  # a poll was quicker
+                    log.warning(
+                        "state file %s was unreadable, and a poll has set it aside "
+                        "meanwhile; this run ends here; start it again",
+                        path,
+                    )
             return Exit.INCOMPLETE
         finally:
             state.close()
@@ -6287,7 +6299,8 @@ def end_anyway(signals: socket.socket) -> None:
 def ignore_signals() -> None:
     """The end is near already: a signal that comes now would only spoil it."""
     for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
+        # With SIG_IGN Python would complain of one that has come and waits its turn.
+        signal.signal(each, lambda *_: None)
 
 
 def stop_on_signals() -> None:
@@ -6320,10 +6333,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         stop_on_signals()
         code = follow(arguments, console)
+        ignore_signals()
     except (Exception, Stopped) as error:  # noqa: BLE001 -- the one place
         ignore_signals()
         code = say_end(error)
-    ignore_signals()
     log.info("end: exit %d, %.1f s", code, time.monotonic() - began)
     return code
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
-from conftest import DIRECTORY, Result, Site
+from conftest import DIRECTORY, Result, Site, cron_environment
 from emulator import Blob
 from emulator.content import Event
 from emulator.events import make_events
@@ -106,3 +107,38 @@ def spans(site: Site, content_type: str = DIRECTORY) -> list[timedelta]:
         datetime.fromisoformat(end) - datetime.fromisoformat(start)
         for start, end in windows(site, content_type)
     ]
+
+
+# No pause is longer than this; what counts as a try and what not stays as it is.
+HURRY = """
+import threading
+pause = threading.Event.wait
+threading.Event.wait = lambda self, left=None: pause(self, left and min(left, 0.01))
+"""
+
+
+def changed_command(site: Site, change: str, *arguments: str) -> list[str]:
+    """The command line of the script on a machine that these lines have changed."""
+    program = (
+        f"import runpy, sys\n{change}\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    python, *rest = site.command(*arguments)
+    return [python, "-c", program, *rest]
+
+
+def run_changed(
+    site: Site, change: str, *arguments: str, env: Mapping[str, str] | None = None
+) -> Result:
+    """Run the script on a machine that these lines of Python have changed."""
+    site.write()
+    done = subprocess.run(
+        changed_command(site, change, *arguments),
+        cwd="/",
+        env=cron_environment(env),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)

@@ -24,9 +24,11 @@ from cron_support import (
     SHAREPOINT,
     assert_delivered,
     assert_quiet,
+    changed_command,
     ids,
     publish,
     rows,
+    run_changed,
     taken,
     watermark,
     windows,
@@ -202,6 +204,117 @@ def test_130_and_143_within_ten_seconds_in_every_phase_and_the_state_is_intact(
     site.logstash.mode = stand_in.take()
     assert_quiet(site.run())
     assert taken(site) == ids(blobs)
+
+
+# A signal at each of the last steps of the program, and when all is said.
+SIGNALS_AT_THE_END = """
+import logging, os, signal
+def signalled(step):
+    def wrapped(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(*arguments)
+    return wrapped
+logging.shutdown = signalled(logging.shutdown)
+os._exit = signalled(os._exit)
+"""
+
+
+def test_a_signal_at_the_very_end_changes_nothing(site: Site) -> None:
+    assert_quiet(run_changed(site, SIGNALS_AT_THE_END))
+    site.office.fail("token", faults.aadsts(700016))
+    result = run_changed(site, SIGNALS_AT_THE_END)
+    assert (result.code, result.err.count("\n")) == (4, 1)
+    result = run_changed(site, SIGNALS_AT_THE_END, "--start", "soon")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_decides_and_later_ones_are_ignored(
+    site: Site, first: signal.Signals
+) -> None:
+    site.office.fail("content", faults.hang())
+    site.write()
+    process = subprocess.Popen(
+        changed_command(site, SIGNALS_AT_THE_END),
+        env=cron_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_phase(site, "list")
+    process.send_signal(first)
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out, err) == (128 + first, "", "")
+
+
+def test_two_signals_at_once_are_one(site: Site) -> None:
+    """Both are there before Python looks: from a terminal and from a supervisor, say."""
+    both = """
+import os, signal, ssl
+each = (signal.SIGTERM, signal.SIGINT)
+signal.pthread_sigmask(signal.SIG_BLOCK, each)  # every thread inherits it
+def signalled(*arguments, **named):
+    for signum in each:
+        os.kill(os.getpid(), signum)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, each)
+    return context(*arguments, **named)
+context, ssl.create_default_context = ssl.create_default_context, signalled
+"""
+    result = run_changed(site, both)
+    assert (result.code, result.out, result.err) in ((130, "", ""), (143, "", ""))
+
+
+@pytest.mark.parametrize("place", [3, 4])
+def test_a_signal_while_signals_are_being_switched_off_is_no_traceback(
+    site: Site, place: int
+) -> None:
+    """Two are switched on; what comes then switches them off."""
+    switching = f"""
+import os, signal
+count = 0
+def signalled(*arguments):
+    global count
+    count += 1
+    if count == {place}:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return switch(*arguments)
+switch, signal.signal = signal.signal, signalled
+"""
+    result = run_changed(site, switching)
+    assert (result.code, result.out, result.err) == (143, "", "")
+
+
+def test_a_signal_ends_a_run_that_waits_where_no_signal_reaches_it(site: Site) -> None:
+    """SQLite waits for another's transaction without looking up."""
+    assert_quiet(site.run())
+    told = site.folder / "locked"
+    quick = f"""
+import fcntl, pathlib, time
+sleep, flock = time.sleep, fcntl.flock
+time.sleep = lambda seconds: sleep(min(seconds, 0.3))
+def locked(*arguments):
+    flock(*arguments)
+    pathlib.Path({str(told)!r}).touch()
+fcntl.flock = locked
+"""
+    other = sqlite3.connect(site.state_file, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    process = subprocess.Popen(
+        changed_command(site, quick),
+        env=cron_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not told.exists():
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.terminate()
+    out, err = process.communicate(timeout=10)
+    other.close()
+    assert (process.returncode, out, err) == (143, "", "")
+    assert_quiet(site.run())
 
 
 def test_several_at_once_end_with_the_first_of_the_contracts_order(site: Site) -> None:
@@ -560,3 +673,73 @@ def test_an_unwritable_log_is_said_and_no_traceback(site: Site) -> None:
     result = site.run()
     assert "Traceback" not in result.err
     assert result.code in (0, 2)
+
+
+# -- an environment that knows ASCII only
+
+ASCII = {
+    "ascii": {"PYTHONIOENCODING": "ascii:strict"},
+    "POSIX": {"LC_ALL": "POSIX", "PYTHONIOENCODING": "ascii"},
+    # Python itself makes UTF-8 of LC_ALL=C, unless it is told not to.
+    "C": {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+}
+
+
+def in_a_folder_with_an_umlaut(site: Site) -> None:
+    """Move the installation."""
+    site.folder /= "Über-\u65e5\u672c"
+    site.folder.mkdir()
+    site.set("logging", file="poller.log")
+
+
+@pytest.mark.parametrize("env", ASCII.values(), ids=list(ASCII))
+def test_ascii_alone_makes_no_traceback_and_events_go_out_as_they_are(
+    site: Site, env: dict[str, str]
+) -> None:
+    if "PYTHONIOENCODING" in env:  # else the folder's name cannot be told to the kernel
+        in_a_folder_with_an_umlaut(site)
+    event = '{"Id":"u","Name":"J\u00fcrgen \u65e5"}'
+    site.office.publish(
+        DIRECTORY, [event], created=site.office.clock.now() - timedelta(minutes=2)
+    )
+    gone = publish(site, 1)[0]
+    said = '{"error":{"code":"AF20051","message":"G\u00e9n\u00e9ral \u65e5"}}'
+    fault = faults.status(404, said.encode())
+    site.office.fail("blob", fault, match=gone.content_id)
+
+    shown = site.run("--stdout", env=env)
+    assert (shown.code, shown.out) == (6, event + "\n")
+    assert r"G\xe9n\xe9ral \u65e5" in shown.err
+    polled = site.run("-vv", env=env)
+    assert polled.code == 6
+    assert r"G\xe9n\xe9ral \u65e5" in polled.err
+    assert "G\u00e9n\u00e9ral \u65e5" in (site.folder / "poller.log").read_text("utf-8")
+    assert site.logstash.lines[-1].decode() == event
+    assert site.run("--report", env=env).code == 6
+
+    site.set("azure", cloud="M\u00f6nd")
+    for flags in ([], ["--check"]):
+        wrong = site.run(*flags, env=env)
+        assert wrong.code == 2
+        assert r"[azure] cloud: expected " in wrong.out + wrong.err
+        assert r"'M\xf6nd'" in wrong.out + wrong.err
+    assert "Traceback" not in shown.err + polled.err + wrong.err
+
+
+def test_check_in_an_environment_of_ascii_has_a_line_for_each_step(site: Site) -> None:
+    in_a_folder_with_an_umlaut(site)
+    result = site.run("--check", env=ASCII["ascii"])
+    assert (result.code, result.err) == (0, "")
+    assert r"\xdcber-\u65e5\u672c" in result.out
+
+
+def test_a_path_that_is_no_text_is_told_in_the_log_all_the_same(site: Site) -> None:
+    """A name of another encoding, from a file system that was moved here."""
+    site.folder /= os.fsdecode(b"caf\xe9")
+    site.folder.mkdir()
+    (site.folder / "config.db.lock").mkdir()
+    result = site.run()
+    assert result.code == 2
+    told = r"caf\udce9/config.db.lock: Is a directory"
+    assert told in result.err
+    assert told in (site.folder.parent / "poller.log").read_text()

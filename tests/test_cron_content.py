@@ -11,11 +11,13 @@ import pytest
 from conftest import DIRECTORY, Site
 from cron_support import (
     EXCHANGE,
+    HURRY,
     assert_delivered,
     assert_quiet,
     ids,
     publish,
     rows,
+    run_changed,
     set_watermark,
     spans,
     taken,
@@ -284,6 +286,23 @@ def test_a_fault_that_passes_is_ridden_out_in_listing_and_blob(
     assert_quiet(site.run())
     assert_delivered(site, blobs)
     assert site.office.journal.impatient == []
+
+
+@pytest.mark.parametrize(
+    "value", ["abc", "-5", "1e9", "", "+7", "0x10", "\u00b2", "9" * 19, "9" * 5000]
+)
+def test_a_content_length_that_is_none_loses_nothing(site: Site, value: str) -> None:
+    """The body is read to its end, or it counts as cut short and is asked for again."""
+    blobs = publish(site, 1)
+    operations = ("list", "content", "blob")
+    for operation in operations:
+        site.office.fail(operation, faults.odd_length(value), times=1)
+    assert_quiet(run_changed(site, HURRY))
+    assert_delivered(site, blobs)
+    # "+7" is a number to Python, and of 5,000 digits it reads none.
+    cut = value in ("+7", "9" * 19)
+    asked = [len(site.office.journal.of(operation)) for operation in operations]
+    assert asked == [1 + cut] * 3
 
 
 @pytest.mark.parametrize("part", ["headers", "body"])

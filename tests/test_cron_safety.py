@@ -229,6 +229,23 @@ def test_a_file_that_does_not_exist_is_code_2(site: Site) -> None:
     assert "nowhere.ini: cannot be read: No such file or directory" in result.err
 
 
+@pytest.mark.parametrize("file", ["~nosuchuser/config.ini", "~nosuchuser"])
+def test_the_home_of_a_user_who_does_not_exist_is_code_2(site: Site, file: str) -> None:
+    result = site.run("-c", file)
+    assert (result.code, result.out, result.err) == (
+        2,
+        "",
+        f"o365_poller: error: {file}: cannot be read: No such file or directory\n",
+    )
+    site.set("poll", state_file="~nosuchuser/s.db")
+    site.set("logging", file="~nosuchuser/x.log")
+    result = site.run()
+    assert result.code == 2
+    found = re.findall(rf"{re.escape(str(site.config))}: (\[\w+\] \w+): ", result.err)
+    assert sorted(found) == ["[logging] file", "[poll] state_file"]
+    assert site.office.journal.requests == []
+
+
 def test_a_named_bundle_of_the_environment_that_is_missing_is_code_2(
     site: Site,
 ) -> None:

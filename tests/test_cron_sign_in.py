@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 import select
 import socket
@@ -14,15 +15,18 @@ from dataclasses import dataclass, field
 
 import pytest
 import trustme
-from conftest import DIRECTORY, Site
+from conftest import DIRECTORY, Result, Site
 from cron_support import (
     DLP,
     EXCHANGE,
+    HURRY,
     SHAREPOINT,
     assert_delivered,
     assert_quiet,
     ids,
     publish,
+    rows,
+    run_changed,
     taken,
     watermark,
 )
@@ -228,6 +232,58 @@ def test_a_401_that_stays_is_a_refusal_after_one_renewal(site: Site) -> None:
     assert len(site.office.journal.of("token")) == 2
 
 
+@pytest.mark.parametrize("operation", ["list", "content", "blob"])
+def test_a_sign_in_that_is_lost_in_mid_run_ends_the_run_and_is_said_once(
+    site: Site, operation: str
+) -> None:
+    types = (DIRECTORY, EXCHANGE, SHAREPOINT)
+    site.office.enable(*types)
+    site.set("poll", content_types=",".join(types))
+    blobs = [one for each in types for one in publish(site, 2, content_type=each)]
+    site.office.fail("token", faults.status(404, style="html"), after=1)
+    site.office.fail(operation, faults.revoke(), times=1)
+    assert_lost(site.run())
+    asked = {one.content_type for one in site.office.journal.of("content")}
+    assert len(asked) == (operation != "list")
+    if operation == "blob":
+        assert rows(site, "SELECT * FROM pending") == []
+    assert rows(site, "SELECT * FROM polled") == []
+    site.office.heal()
+    assert_quiet(site.run())
+    assert_delivered(site, blobs)
+
+
+def assert_lost(result: Result) -> None:
+    """One line says that the sign-in could not be had."""
+    assert result.code == 3
+    assert re.fullmatch(
+        r"o365_poller: warning: no access token: HTTP 404, not an answer of Entra ID; "
+        r"nothing was asked; the watermark stays, so nothing is lost for 7 days; "
+        r"nothing to do, unless it repeats: .*\n",
+        result.err,
+    )
+
+
+def test_a_sign_in_that_is_lost_among_blobs_that_wait_is_said_once(site: Site) -> None:
+    types = (DIRECTORY, EXCHANGE)
+    site.office.enable(*types)
+    site.set("poll", content_types=",".join(types))
+    blobs = [one for each in types for one in publish(site, 1, content_type=each)]
+    site.office.fail("blob", faults.not_array())
+    assert run_changed(site, HURRY).code == 3
+    site.office.heal()
+    site.office.journal.clear()
+    waiting = rows(site, "SELECT content_id, tries FROM pending")
+    assert len(waiting) == 2
+    site.office.fail("token", faults.status(404, style="html"), after=1)
+    site.office.fail("blob", faults.revoke(), times=1)
+    assert_lost(site.run())
+    assert rows(site, "SELECT content_id, tries FROM pending") == waiting
+    site.office.heal()
+    assert_quiet(site.run())
+    assert_delivered(site, blobs)
+
+
 def test_a_token_of_seconds_is_renewed_as_the_run_goes_on(site: Site) -> None:
     # Its end is a whole second: of the four, more than three are left, and two are used.
     site.office.options.expires_in = 4
@@ -392,6 +448,57 @@ def test_a_proxy_that_is_not_there_is_said_and_nothing_goes_around_it(
     assert result.code == 3
     assert "Connection refused" in result.err
     assert site.office.journal.requests == []
+
+
+PROXY_PASSWORD = "hunter2secret"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://user:{}@127.0.0.1:{port}",
+        "http://user:{}@127.0.0.1:99999",
+        "http://user:{}/x@127.0.0.1:{port}",
+        "http://user:{}@x@127.0.0.1:{port}",
+        "http://user:{}@[127.0.0.1",
+        "http://user:{}\u0663@127.0.0.1:\u0663",
+        "https://user:{}@127.0.0.1:{port}",
+        "socks5h://user:{}@127.0.0.1:{port}",
+        "nonsense://user:{}@127.0.0.1:{port}",
+        "user:{}",
+    ],
+)
+def test_the_password_of_a_proxy_is_never_shown(site: Site, address: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    proxy = address.format(PROXY_PASSWORD, port=port)
+    for flag in ("-vv", "--check"):
+        result = run_changed(site, HURRY, flag, env={"HTTPS_PROXY": proxy})
+        assert result.code == 3
+        assert PROXY_PASSWORD not in result.out + result.err + site.log
+        assert "Traceback" not in result.err + site.log
+    assert site.office.journal.requests == []
+
+
+def test_the_password_of_a_proxy_that_refuses_it_is_not_shown(site: Site) -> None:
+    def refuse(server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = server.accept()
+                with client:
+                    asked = client.recv(4096)
+                    client.sendall(
+                        b"HTTP/1.1 407 No " + asked.split(b"\r\n")[0] + b"\r\n"
+                        b"Content-Length: 0\r\n\r\n"
+                    )
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=refuse, args=(server,), daemon=True).start()
+        proxy = f"http://user:{PROXY_PASSWORD}@127.0.0.1:{server.getsockname()[1]}"
+        result = run_changed(site, HURRY, "-vv", env={"HTTPS_PROXY": proxy})
+    assert result.code == 3
+    assert "Tunnel connection failed: 407" in result.err
+    assert PROXY_PASSWORD not in result.err + site.log
 
 
 # -- subscriptions

@@ -136,6 +136,25 @@ def test_downloads_go_on_while_a_batch_is_confirmed_but_memory_is_bounded(
     assert 8 < fetched < 60
 
 
+def test_a_blob_larger_than_the_memory_goes_alone_and_what_came_before_it_is_sent(
+    site: Site,
+) -> None:
+    """Else it would wait for room that nobody gives back."""
+    created = site.office.clock.now() - timedelta(minutes=2)
+    small = publish(site, 3)
+    large = [
+        site.office.publish(
+            DIRECTORY,
+            [{"Id": f"{n}.{each}", "Fill": "x" * 1_000_000} for each in range(20)],
+            created=created + timedelta(seconds=n),
+        )
+        for n in range(3)
+    ]
+    result = site.run(timeout=40)
+    assert_quiet(result)
+    assert_delivered(site, small + large)
+
+
 @contextmanager
 def web_server() -> Iterator[str]:
     """A server that answers: whatever it is, it is no Logstash."""

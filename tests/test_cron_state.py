@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,17 +18,20 @@ import pytest
 from conftest import DIRECTORY, SCRIPT, Site, cron_environment
 from cron_support import (
     EXCHANGE,
+    GENERAL,
     assert_delivered,
     assert_quiet,
     ids,
     publish,
     rows,
+    run_changed,
     set_watermark,
     taken,
     watermark,
     windows,
 )
 from emulator import faults
+from emulator.wire import Answer
 
 # -- watermark
 
@@ -382,6 +386,41 @@ def test_clocks_a_minute_apart_are_no_matter(site: Site) -> None:
     assert_quiet(site.run())
 
 
+@pytest.mark.parametrize("days", [-400, 400])
+def test_a_clock_of_another_year_is_not_believed_and_moves_nothing(
+    site: Site, days: int
+) -> None:
+    set_watermark(site, timedelta(days=1))
+    blobs = publish(site, minutes=60 * 20)
+    before = contents(site)
+    now = site.office.clock.now()
+    site.office.clock.run_from(now + timedelta(days=days))
+    result = site.run()
+    assert result.code == 3
+    stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d UTC"
+    assert re.fullmatch(
+        rf"o365_poller: warning: the API's clock says {stamp}, this machine's {stamp}; "
+        r"nothing was asked, and nothing in the state has moved; set the clock \(NTP\), "
+        r"or see who answers in Microsoft's place\n",
+        result.err,
+    )
+    assert windows(site) == []
+    assert contents(site) == before
+    site.office.clock.follow()
+    assert_quiet(site.run())
+    assert_delivered(site, blobs)
+
+
+def contents(site: Site) -> dict[str, list[tuple[object, ...]]]:
+    """All that the state holds, but for when it was opened."""
+    tables = rows(site, "SELECT name FROM sqlite_master WHERE type = 'table'")
+    return {
+        str(table): rows(site, f"SELECT * FROM {table}")
+        for (table,) in tables
+        if table != "meta"
+    }
+
+
 def test_a_watermark_ahead_of_now_is_brought_back_and_the_span_is_polled_again(
     site: Site,
 ) -> None:
@@ -446,6 +485,90 @@ def test_an_unreadable_state_is_set_aside_and_the_last_seven_days_are_polled(
     assert len([file for file in aside if re.search(r"Z$", file.name)]) == 1
     assert ids(old) <= taken(site)
     assert_quiet(site.run())
+
+
+def spoil(site: Site, how: str, table: str = "watermark") -> None:
+    """Make the state unreadable: at opening, or where a run reads it later."""
+    if how == "in mid-run":
+        place, size = rows(
+            site,
+            "SELECT rootpage, (SELECT page_size FROM pragma_page_size) "
+            f"FROM sqlite_master WHERE name = '{table}'",
+        )[0]
+        with site.state_file.open("r+b") as file:
+            file.seek((int(str(place)) - 1) * int(str(size)))
+            file.write(b"\xff" * int(str(size)))
+    else:
+        site.state_file.write_bytes(b"" if how == "empty" else GARBAGE["text"])
+
+
+@pytest.mark.parametrize("flags", [[], ["--start", "1h"]], ids=["poll", "backfill"])
+@pytest.mark.parametrize("how", ["at opening", "in mid-run", "empty"])
+def test_a_state_begun_anew_by_a_run_of_one_content_type_goes_back_for_every_one(
+    site: Site, how: str, flags: list[str]
+) -> None:
+    every = (DIRECTORY, EXCHANGE, GENERAL)
+    site.office.enable(*every)
+    site.set("poll", content_types=f"{DIRECTORY},{EXCHANGE}")
+    assert_quiet(site.run("--content-type", GENERAL))
+    old = [publish(site, 1, minutes=60 * 24 * 5, content_type=one)[0] for one in every]
+    spoil(site, how)
+    # GENERAL is not configured: it is the command line that names it.
+    result = site.run("--content-type", GENERAL, *flags)
+    assert result.code == (3 if how == "in mid-run" else 0)
+    assert ("set aside" in result.err) == (how != "empty")
+    assert ids(old[:2]) & taken(site) == set()
+    assert_quiet(site.run("--content-type", EXCHANGE))
+    assert_quiet(site.run("--content-type", GENERAL))
+    assert_quiet(site.run())
+    assert_delivered(site, old)
+
+
+def test_a_reconciliation_leaves_the_state_alone_that_a_poll_has_begun_anew(
+    site: Site,
+) -> None:
+    make_state(site)
+    publish(site)
+    goes_on = threading.Event()
+
+    def wait(scene: faults.Scene) -> Answer:
+        assert goes_on.wait(30)
+        return scene.proceed()
+
+    site.office.fail("content", faults.Fault("wait", wait), times=1)
+    reconciling = site.start("--reconcile", "--start", "1h")
+    while not site.office.journal.of("list"):
+        time.sleep(0.02)
+    spoil(site, "in mid-run", "delivered")
+    assert "was set aside" in site.run().err
+    assert_quiet(site.run())
+    before = contents(site)
+    goes_on.set()
+    _, err = reconciling.communicate(timeout=30)
+    assert reconciling.returncode == 3
+    assert err == (
+        f"o365_poller: warning: state file {site.state_file} was unreadable, and a poll "
+        "has set it aside meanwhile; this run ends here; start it again\n"
+    )
+    assert contents(site) == before
+    assert len(list(site.folder.glob("*.unreadable-*"))) == 1
+
+
+def test_a_file_system_without_locks_is_said_with_the_remedy(site: Site) -> None:
+    """NFS without its lock service answers ENOLCK."""
+    no_locks = """
+import errno, fcntl, os
+def flock(*_):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+fcntl.flock = flock
+"""
+    result = run_changed(site, no_locks)
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
+        f"o365_poller: error: lock file {site.state_file}.lock: No locks available; "
+        "nothing was asked or sent; put state_file on a local file system\n"
+    )
+    assert site.office.journal.requests == []
 
 
 def test_a_state_of_zero_length_is_no_first_run(site: Site) -> None:

@@ -430,6 +430,32 @@ def test_an_answer_without_end_is_broken() -> None:
         read_answer(response, MEGABYTE)
 
 
+def test_of_an_error_without_end_no_more_than_a_megabyte_is_read() -> None:
+    class Endless(io.RawIOBase):
+        given = 0
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            if self.given > 64 * MEGABYTE:
+                return 0
+            self.given += len(buffer)
+            return len(buffer)
+
+    bodies = [Endless(), Endless()]
+    answers = []
+    for body in bodies:
+        response = make_response(503)
+        del response.headers["Content-Length"]
+        response.raw = HTTPResponse(body, status=503, preload_content=False)
+        answers.append(response)
+    http, _ = make_http(*answers)
+    with pytest.raises(SourceError, match=r"an answer of more than 1 MB \(2 tries\)"):
+        http.ask(call(tries=2), body_of)
+    assert max(body.given for body in bodies) < 2 * MEGABYTE
+
+
 def test_a_long_answer_without_a_length_is_read_in_pieces() -> None:
     response = make_response(200, b"x" * (3 * MEGABYTE))
     del response.headers["Content-Length"]

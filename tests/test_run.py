@@ -14,6 +14,7 @@ from making import NOW, TYPE, ago, make_azure, make_blob, make_poll
 
 from o365_poller import (
     OUTAGE_FAILURES,
+    AnswerError,
     Batch,
     Blob,
     Changes,
@@ -21,6 +22,7 @@ from o365_poller import (
     Exit,
     Failed,
     Fetched,
+    Judgement,
     Lost,
     Pending,
     Ports,
@@ -93,6 +95,8 @@ class FakeApi:
     failing: dict[str, Exception] = field(default_factory=dict)
     windows: list[Window] = field(default_factory=list)
     tries: list[tuple[str, int]] = field(default_factory=list)
+    empty: bool = False
+    starting: dict[str, Exception] = field(default_factory=dict)
     started: list[str] = field(default_factory=list)
 
     def date(self) -> datetime | None:
@@ -105,6 +109,8 @@ class FakeApi:
 
     def start(self, content_type: str) -> str:
         self.started.append(content_type)
+        if content_type in self.starting:
+            raise self.starting[content_type]
         return "started"
 
     def listing(
@@ -126,6 +132,8 @@ class FakeApi:
         self.tries.append((blob.id, tries))
         if blob.id in self.failing:
             raise self.failing[blob.id]
+        if self.empty:
+            return Fetched(blob, (), 0, 0)
         line = f'{{"Id":"{blob.id}"}}\n'.encode()
         room(len(line))
         return Fetched(blob, (line,), 1, len(line))
@@ -253,6 +261,20 @@ def test_a_watermark_ahead_of_now_comes_back_to_the_newest_delivery(
     assert world.state.watermark(TYPE) == NOW
 
 
+def test_a_watermark_of_seconds_ahead_is_no_matter(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NTP has put the clock back a little between two polls."""
+    monkeypatch.setattr(logging.getLogger("o365_poller"), "propagate", True)
+    world.poll()
+    world.api.windows.clear()
+    world.now -= timedelta(seconds=50)
+    assert world.poll().exit is Exit.OK
+    assert "is ahead of now" not in caplog.text
+    assert world.state.watermark(TYPE) == NOW
+    assert world.api.windows == [Window(ago(minutes=10, seconds=50), world.now)]
+
+
 def test_a_slice_that_breaks_stays_open_later_ones_go_on_and_it_is_asked_alone(
     world: World,
 ) -> None:
@@ -272,6 +294,30 @@ def test_a_slice_that_breaks_stays_open_later_ones_go_on_and_it_is_asked_alone(
     assert world.api.windows[0] == first
     assert world.api.windows[1].start >= ago(minutes=10)
     assert world.state.given_up(TYPE) == []
+
+
+@pytest.mark.parametrize(("later", "left"), [(5, 1), (8, 0)])
+def test_a_slice_given_up_that_ages_out_is_named_once_and_its_rest_is_asked(
+    world: World, later: int, left: int
+) -> None:
+    world.state.set_watermark(TYPE, NOW - 3 * DAY)
+    world.api.breaks = {0: broken()}
+    assert world.poll().exit is Exit.INCOMPLETE
+    span = world.state.given_up(TYPE)[0].window
+    world.now += timedelta(days=later, hours=-10 if left else 0)
+    world.state.set_watermark(TYPE, world.now)
+    world.api.breaks = {}
+    world.api.windows.clear()
+    run = world.poll()
+    limit = earliest(world.now)
+    lost, asked = Window(span.start, min(span.end, limit)), Window(limit, span.end)
+    assert (run.exit, run.tallies[TYPE].lost) == (Exit.GAP, 1)
+    assert [each.window for each in world.state.losses()] == [lost]
+    assert [each for each in world.api.windows if each.end == span.end] == [asked][
+        :left
+    ]
+    assert world.state.given_up(TYPE) == []
+    assert world.poll().exit is Exit.OK
 
 
 def test_a_refusal_ends_its_content_type_and_no_other(world: World) -> None:
@@ -330,6 +376,119 @@ def test_an_outage_is_told_from_poison(world: World, count: int, exit_: bool) ->
     assert set(world.ids()) == {str(n) for n in range(count)}
 
 
+def gone() -> AnswerError:
+    return AnswerError(Judgement(Verdict.GONE, "HTTP 404 AF20051"))
+
+
+def test_twenty_failures_that_others_part_are_no_outage(world: World) -> None:
+    names = [str(n) for n in range(3 * OUTAGE_FAILURES)]
+    world.api.blobs = [make_blob(name, created=ago(minutes=3)) for name in names]
+    bad = set(names[::2])
+    world.api.failing = {name: broken("HTTP 503") for name in bad}
+    assert world.poll().exit is Exit.INCOMPLETE
+    assert world.state.watermark(TYPE) == NOW
+    assert {one.blob.id for one in world.state.pending(TYPE)} == bad
+    assert set(world.ids()) == set(names) - bad
+
+
+def test_many_blobs_that_are_gone_are_losses_and_no_outage(world: World) -> None:
+    names = [str(n) for n in range(2 * OUTAGE_FAILURES)]
+    world.api.blobs = [make_blob(name, created=ago(minutes=3)) for name in names]
+    world.api.failing = {name: gone() for name in names}
+    assert world.poll().exit is Exit.GAP
+    assert world.state.watermark(TYPE) == NOW
+    assert {each.content_id for each in world.state.losses()} == set(names)
+    assert world.poll().exit is Exit.OK
+
+
+def test_a_lost_blob_is_not_named_again_by_a_backfill_and_comes_if_it_can(
+    world: World,
+) -> None:
+    world.api.blobs = [make_blob("a", created=ago(minutes=3))]
+    world.api.failing = {"a": gone()}
+    assert world.poll().exit is Exit.GAP
+    for purpose in (Purpose.BACKFILL, Purpose.RECONCILE):
+        run = world.run()
+        run.backfill((TYPE,), Window(ago(hours=1), NOW), purpose)
+        assert (run.exit, run.tallies[TYPE].lost) == (Exit.OK, 0)
+    world.api.failing = {}
+    run = world.run()
+    run.backfill((TYPE,), Window(ago(hours=1), NOW), Purpose.RECONCILE)
+    assert world.ids() == ["a"]
+
+
+def test_a_defect_at_one_blob_is_1_and_the_others_are_delivered(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("o365_poller"), "propagate", True)
+    world.api.blobs = [make_blob(x, created=ago(minutes=3)) for x in "abc"]
+    world.api.failing = {"b": KeyError("no such thing")}
+    assert world.poll().exit is Exit.UNEXPECTED
+    assert "a defect of this program at blob b; the blob waits" in caplog.text
+    assert "KeyError: 'no such thing'" in caplog.text
+    assert world.ids() == ["a", "c"]
+    assert [one.blob.id for one in world.state.pending(TYPE)] == ["b"]
+    assert world.state.watermark(TYPE) == NOW
+
+
+def test_a_start_that_is_refused_leaves_its_type_alone_and_one_that_fails_does_not(
+    world: World,
+) -> None:
+    types = ("Audit.General", "Audit.SharePoint", TYPE)
+    world.api.starting = {types[0]: RefusedError("no", "b", "c"), types[1]: broken()}
+    world.api.blobs = [
+        make_blob(each, created=ago(minutes=3), content_type=each) for each in types
+    ]
+    run = world.poll(*types)
+    assert (run.exit, world.api.started) == (Exit.REFUSED, list(types[:2]))
+    assert world.ids() == sorted(types[1:])
+    assert world.state.watermark(types[0]) is None
+
+
+def test_a_refused_content_type_is_asked_no_more_in_this_run(world: World) -> None:
+    world.api.blobs = [make_blob("a", created=ago(minutes=3))]
+    world.api.failing = {"a": broken("HTTP 503")}
+    assert world.poll().exit is Exit.INCOMPLETE
+    world.state.set_watermark(TYPE, NOW - 3 * DAY)
+    world.api.windows.clear()
+    world.api.tries.clear()
+    world.api.breaks = {0: RefusedError("no", "b", "c")}
+    assert world.poll().exit is Exit.REFUSED
+    assert (len(world.api.windows), world.api.tries) == (1, [])
+    assert world.state.watermark(TYPE) == NOW - 3 * DAY
+
+
+def test_a_backfill_asks_for_nothing_that_the_api_cannot_have(world: World) -> None:
+    run = world.run()
+    window = Window(ago(days=9), NOW + timedelta(hours=1))
+    run.backfill((TYPE,), window, Purpose.BACKFILL)
+    assert run.exit is Exit.OK
+    assert world.api.windows[0].start == earliest(NOW)
+    assert world.api.windows[-1].end == NOW
+
+
+def test_in_an_outage_no_blob_is_named_and_else_ten_at_most(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("o365_poller"), "propagate", True)
+    names = [str(n) for n in range(OUTAGE_FAILURES)]
+    world.api.blobs = [make_blob(name, created=ago(minutes=3)) for name in names]
+    world.api.failing = {name: broken("HTTP 503") for name in names}
+    world.poll()
+    assert "it waits and each run tries it again" not in caplog.text
+    assert "20 blobs failed in a row" in caplog.text
+    caplog.clear()
+    world.state.set_watermark(TYPE, ago(minutes=2))
+    world.now += timedelta(hours=1)
+    world.api.blobs = [
+        make_blob(f"later {n}", created=NOW, content_type=TYPE) for n in range(15)
+    ]
+    world.api.failing = {f"later {n}": broken("HTTP 503") for n in range(15)}
+    world.poll()
+    assert caplog.text.count("it waits and each run tries it again") == 10
+    assert "5 more blobs wait in the same way" in caplog.text
+
+
 def test_a_backfill_moves_no_watermark_and_sends_all_again(world: World) -> None:
     world.api.blobs = [make_blob("a", created=ago(hours=30))]
     for purpose in (Purpose.BACKFILL, Purpose.BACKFILL, Purpose.RECONCILE):
@@ -351,6 +510,17 @@ def test_a_batch_is_full_by_bytes_or_by_rows() -> None:
     for n in range(5000):
         many.add(Fetched(make_blob(str(n)), (), 0, 0))
     assert many.is_full()
+
+
+def test_batches_without_an_event_are_recorded_and_not_sent(world: World) -> None:
+    """More blobs than a batch has rows: a connection without a line proves nothing."""
+    world.api.empty = True
+    world.sink.refuses = True
+    count = 5_100
+    world.api.blobs = [make_blob(str(n), created=ago(minutes=3)) for n in range(count)]
+    run = world.poll()
+    assert (run.exit, run.tallies[TYPE].blobs) == (Exit.OK, count)
+    assert world.state.watermark(TYPE) == NOW
 
 
 def test_a_run_ends_with_the_worst_of_its_content_types(world: World) -> None:

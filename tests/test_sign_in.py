@@ -267,6 +267,10 @@ def test_a_token_is_renewed_five_minutes_early_or_halfway(
     assert source._good_until == 1000 + left
 
 
+# Python's json gives up on it with a RecursionError.
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
 @pytest.mark.parametrize(
     ("operation", "fault", "kind", "words"),
     [
@@ -287,6 +291,13 @@ def test_a_token_is_renewed_five_minutes_early_or_halfway(
         ("token", faults.raw('{"access_token":null}'), SourceError, "no access token"),
         ("token", faults.empty_body(), SourceError, "the sign-in answer is not JSON"),
         ("token", faults.not_utf8(), SourceError, "the sign-in answer is not JSON"),
+        ("discovery", faults.raw(DEEP), SourceError, "the sign-in answer is not JSON"),
+        ("discovery", faults.status(400, DEEP), SourceError, "HTTP 400"),
+        ("token", faults.raw(DEEP), SourceError, "the sign-in answer is not JSON"),
+        ("token", faults.raw('{"access_token":' + DEEP + "}"), SourceError, "the sign-in answer is not JSON"),
+        ("token", faults.status(400, DEEP), SourceError, "HTTP 400"),
+        ("token", faults.status(401, DEEP), TokenError, "no access token"),
+        ("token", faults.status(503, DEEP), SourceError, "HTTP 503"),
         ("token", faults.aadsts(700027), TokenError, "AADSTS700027"),
         ("token", faults.aadsts(700016), TokenError, "AADSTS700016"),
         ("token", faults.aadsts(53003), TokenError, "AADSTS53003"),

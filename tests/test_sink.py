@@ -111,6 +111,30 @@ def test_under_tls_the_stream_ends_with_close_notify() -> None:
 
 # -- not taken
 
+
+def test_an_end_of_stream_that_a_reset_follows_is_no_confirmation() -> None:
+    """A peer that is killed: its end comes before it has taken our last bytes."""
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def serve() -> None:
+            for _ in (1, 2):
+                peer, _ = server.accept()
+                time.sleep(0.6)  # all is in the sender's kernel by now, and its end
+                peer.shutdown(socket.SHUT_WR)
+                time.sleep(0.3)
+                peer.close()  # unread bytes make a reset of it
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        port = server.getsockname()[1]
+        sink = LogstashSink(make_logstash(f"127.0.0.1:{port}", timeout=5))
+        what = refused(sink, [b"x" * 199_999 + b"\n"])
+    assert "failed while confirming: Connection reset by peer" in what
+
+
 FAULTS: list[tuple[str, Mode, str]] = [
     ("refuse", stand_in.refuse(), "failed while connecting: Connection refused"),
     ("black hole", stand_in.black_hole(), "made no progress in 0.4 s while "),

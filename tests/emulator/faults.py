@@ -252,6 +252,18 @@ def short_body() -> Fault:
     return Fault("short_body", lambda scene: _damaged(scene, manner))
 
 
+def odd_length(value: str) -> Fault:
+    """A whole body under a Content-Length that is none or not its own, then FIN."""
+
+    def manner(wire: Wire, out: Outgoing) -> bool:
+        headers = (*out.without("Content-Length"), ("Content-Length", value))
+        wire.send(replace(out, headers=headers).head() + out.body)
+        wire.finish()
+        return False
+
+    return Fault(f"odd_length {value[:20]}", lambda scene: _damaged(scene, manner))
+
+
 def bad_chunking() -> Fault:
     """A chunk, then a chunk size that is none."""
 
@@ -627,6 +639,7 @@ CONSTRUCTORS: dict[str, Callable[..., Fault]] = {
         close_without_answer,
         reset_mid_body,
         short_body,
+        odd_length,
         bad_chunking,
         cut_gzip,
         drip,
