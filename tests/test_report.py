@@ -213,11 +213,11 @@ def test_a_state_that_is_none_proves_nothing_and_is_left_alone(
 
 def test_the_ledger_cannot_be_written_through_the_report(book: Book) -> None:
     book.polled(at(hours=1), NOW)
-    ledger = op.Ledger.open(book.state.path, azure())
-    assert ledger is not None
-    with pytest.raises(op.StateError, match="readonly"):
+    with (
+        op.opened_ledger(book.state.path, azure()) as ledger,
+        pytest.raises(op.StateError, match="readonly"),
+    ):
         ledger._rows("DELETE FROM polled")
-    ledger.close()
 
 
 def test_a_big_ledger_costs_the_report_no_memory(book: Book) -> None:
