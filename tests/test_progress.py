@@ -175,7 +175,7 @@ def test_a_terminal_rewrites_both_kinds_on_one_line() -> None:
         handler = poller.TerminalHandler(stream)
         for record.progress in ("live", "logged"):
             handler.emit(record)
-        del record.progress
+        del record.progress  # type: ignore[attr-defined]
         handler.emit(record)
         expected = b"\r\rtext\r    \rtext\r    \rtext\r\n"
         written = b""
