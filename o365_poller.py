@@ -4408,7 +4408,7 @@ class Progress:
             f"{self._events / took:.0f} events/s"
         )
         start, end = self._job.window
-        inside = min(1.0, (self._reached - start) / (end - start))
+        inside = (self._reached - start) / (end - start)
         done = (self._number - 1 + inside) / self._of
         if done > 0.01 and end - start >= LONG_WINDOW:
             left = time_left(took * (1 - done) / done)
@@ -5864,6 +5864,8 @@ def check_steps(
 # The proof of completeness, from the ledger alone: what was polled and delivered, and
 # every hole and loss by its name. ASCII, to be kept with the audit's papers.
 
+ROW = "{:<26}  {:<16}  {:>9}  {:>7}  {:>9}  {:>7}  {:>4}  {:>9}"
+
 
 class Line(NamedTuple):
     """One line of the report: what the ledger knows of a period, or of all of them."""
@@ -5896,11 +5898,7 @@ class Ledger(State):
         """Refuse to write, and what is not a state of this tenant's."""
         self._rows("PRAGMA query_only = ON")
         if self._version() == 0:
-            raise StateError(
-                f"state file {self.path} is empty",
-                "it proves nothing",
-                "run a poll, which begins it anew",
-            )
+            raise UnreadableStateError("it is empty")
         self._check_owner(azure)
 
     def began(self, content_type: str) -> datetime | None:
@@ -6018,21 +6016,15 @@ def duration(span: int) -> str:
     return f"{span // 3600}:{span // 60 % 60:02}:{span % 60:02}"
 
 
-def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A headline and rows as aligned lines: two columns of text, then numbers."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    form = "{:<%d}  {:<%d}" + "  {:>%d}" * (len(widths) - 2)
-    line = form % tuple(widths)
-    headline, *body = rows
-    for row in (headline, ["-" * width for width in widths], *body):
-        yield line.format(*row)
-
-
-def table_rows(content_type: str, lines: Sequence[Line]) -> Iterator[tuple[str, ...]]:
-    """The cells of a content type's lines, and of their sum."""
-    total = Line("all", *map(sum, zip(*(line[1:] for line in lines), strict=True)))
-    for period, polled, *counts in (*lines, total):
-        yield content_type, period, duration(polled), *map(str, counts)
+def table(findings: Mapping[str, Finding]) -> Iterator[str]:
+    """A headline, and each content type's lines with their sum."""
+    yield ROW.format("content type", *Line._fields)
+    for content_type, (lines, _, _) in findings.items():
+        if not lines:
+            continue  # polled for the first time at this very second
+        columns = zip(*(line[1:] for line in lines), strict=True)
+        for period, polled, *counts in (*lines, Line("all", *map(sum, columns))):
+            yield ROW.format(content_type, period, duration(polled), *counts)
 
 
 def report_lines(
@@ -6040,12 +6032,8 @@ def report_lines(
 ) -> Iterator[str]:
     """The report's text: the table, what is missing, and the verdict."""
     yield f"content made available in {window}\n"
-    rows: list[tuple[str, ...]] = [("content type", *Line._fields)]
-    for content_type, finding in findings.items():
-        if finding.lines:
-            rows += table_rows(content_type, finding.lines)
-    if len(rows) > 1:
-        yield from table(rows)
+    if findings:
+        yield from table(findings)
         yield ""
     for content_type in content_types:
         if content_type not in findings:
@@ -6071,14 +6059,13 @@ def verdict(findings: Collection[Finding]) -> str:
     holes = sum(len(finding.holes) for finding in findings)
     losses = sum(len(finding.losses) for finding in findings)
     pending = sum(line.pending for finding in findings for line in finding.lines)
-    said = "complete: no hole, no loss"
-    if holes or losses:
-        said = f"NOT COMPLETE: {counted(holes, 'hole')}, {counted(losses, 'loss')}"
-    elif not pending:
-        said += "; all that was listed is delivered"
+    waits = "all that was listed is delivered"
     if pending:
-        said += f"; {counted(pending, 'blob')} pending, tried again by each poll"
-    return said
+        waits = f"{counted(pending, 'blob')} pending, tried again by each poll"
+    if not holes and not losses:
+        return f"complete: no hole, no loss; {waits}"
+    said = f"NOT COMPLETE: {counted(holes, 'hole')}, {counted(losses, 'loss')}"
+    return f"{said}; {waits}" if pending else said
 
 
 def counted(number: int, noun: str) -> str:
@@ -6159,7 +6146,7 @@ def set_up_console(verbosity: int, *, live: bool) -> logging.Handler:
     """
     logging.raiseExceptions = False  # a full disk under the log is no traceback
     logging.captureWarnings(capture=True)
-    logging.getLogger().addHandler(logging.NullHandler())  # other libraries are quiet
+    logging.lastResort = None  # other libraries are quiet
     log.setLevel(logging.DEBUG)
     log.propagate = False
     on_terminal = sys.stderr.isatty()
@@ -6193,8 +6180,7 @@ def set_up_log_file(settings: Logging, config: Path) -> None:
         )
         raise ConfigError([complaint]) from None
     formatter = logging.Formatter(
-        f"%(asctime)sZ %(levelname)-7s [{os.getpid()}] %(message)s",
-        "%Y-%m-%dT%H:%M:%S",
+        "%(asctime)sZ %(levelname)-7s [%(process)d] %(message)s", "%Y-%m-%dT%H:%M:%S"
     )
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
@@ -6276,17 +6262,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def version_text() -> str:
     """Version, hash of this very file, and what it runs on; imports nothing."""
-    from importlib.metadata import PackageNotFoundError, version
+    from importlib.metadata import distributions
 
+    found = {each.name: each.version for each in distributions()}
+    packages = [
+        f"{package} {found.get(package, 'missing')}"
+        for package in ("msal", "requests", "python-dateutil")
+    ]
     digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    found = [f"o365_poller {__version__} (sha256 {digest})"]
-    found.append("Python {}.{}.{}".format(*sys.version_info))
-    for package in ("msal", "requests", "python-dateutil"):
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            found.append(f"{package} missing")
-    return ", ".join(found)
+    own = f"o365_poller {__version__} (sha256 {digest})"
+    return ", ".join([own, f"Python {sys.version.split()[0]}", *packages])
 
 
 class Order(NamedTuple):
@@ -6326,7 +6311,7 @@ def read_order(
         raise ConfigError(complaints)
     named = arguments.config or environ.get("O365_POLLER_CONFIG")
     return Order(
-        expanded(named) if named else Path(__file__).resolve().parent / "config.ini",
+        expanded(named) if named else Path(__file__).resolve().with_name("config.ini"),
         bool(named),
         window,
         tuple(dict.fromkeys(map(content_type, arguments.content_type))),
@@ -6366,76 +6351,55 @@ def read_times(
     return window
 
 
-def open_api(
-    settings: Settings, environ: Mapping[str, str]
-) -> tuple[ActivityApi, ApplicationNames | None]:
+def open_api(settings: Settings) -> tuple[ActivityApi, ApplicationNames | None]:
     """The Activity API of the tenant, and the names of applications if asked for."""
     azure, names = settings.azure, None
     if settings.graph.application_names:
         # Its own way to Microsoft: a Graph that throttles slows no other request down.
-        http = make_http(settings, environ, GRAPH_TIMEOUT_SECONDS, Http)
+        http = make_http(settings, os.environ, GRAPH_TIMEOUT_SECONDS, Http)
         bearer = TokenSource(azure, http, azure.graph_root)
         directory = Directory(azure.graph_root, http, bearer)
         cache = settings.graph.cache_file
         names = ApplicationNames(directory, cache, azure.tenant_id)
-    http = make_http(settings, environ, settings.poll.timeout_seconds, Http)
+    http = make_http(settings, os.environ, settings.poll.timeout_seconds, Http)
     bearer = TokenSource(azure, http, azure.api_root)
     feed = Feed(azure.api_root, azure.tenant_id, azure.publisher_id)
     return ActivityApi(feed, http, bearer, names.decorate if names else None), names
 
 
-def open_state(
-    settings: Settings, content_types: Sequence[str], now: datetime, *, locked: bool
-) -> State:
-    """The state, or a new one where the old is unreadable and we hold the lock."""
-    path, azure = settings.poll.state_file, settings.azure
-    try:
-        return State.open(path, azure, content_types, now)
-    except UnreadableStateError as error:
-        if locked:
-            return set_aside(path, azure, content_types, now, str(error))
-        with state_lock(path):  # a poll may have put it aside by now
-            return open_state(settings, content_types, now, locked=True)
+def carry_out(order: Order, settings: Settings, *, again: bool = True) -> Exit:
+    """Do what is asked for, under the lock where it is a poll.
 
-
-def carry_out(order: Order, settings: Settings, environ: Mapping[str, str]) -> Exit:
-    """Do what is asked for, under the lock where it is a poll."""
-    now = datetime.now(UTC)
-    path, azure = settings.poll.state_file, settings.azure
-    content_types = order.content_types or settings.poll.content_types
-    if order.mode == "report":
-        return report(settings, content_types, order.window, now)
-    if order.stdout:
-        state = State.nowhere(azure, now)
-        return run_with(order, settings, environ, state, content_types)
+    again: where the state turns out to be unreadable, with a new one, once.
+    """
+    now, path, azure = datetime.now(UTC), settings.poll.state_file, settings.azure
     # All that is configured, lest a state that is begun anew forgets some of it.
-    every = tuple(dict.fromkeys((*content_types, *settings.poll.content_types)))
+    every = tuple(dict.fromkeys(order.content_types + settings.poll.content_types))
+    wanted = order.content_types or every
+    if order.mode == "report":
+        return report(settings, wanted, order.window, now)
+    if order.stdout:
+        return run_with(order, settings, State.nowhere(azure, now), wanted)
+    opened = path.exists() and path.stat().st_ino
     lock = state_lock(path) if order.polls else contextlib.nullcontext()
-    with lock, contextlib.ExitStack() as stack:
-        state = open_state(settings, every, now, locked=order.polls)
-        stack.callback(state.close)
-        opened = path.stat().st_ino
-        try:
-            return run_with(order, settings, environ, state, content_types)
-        except UnreadableStateError as error:
-            state.close()
-            with contextlib.nullcontext() if order.polls else state_lock(path):
-                if path.stat().st_ino == opened:  # else a poll has put it aside by now
-                    set_aside(path, azure, every, now, str(error)).close()
-            return Exit.INCOMPLETE
+    try:
+        with lock, contextlib.closing(State.open(path, azure, every, now)) as state:
+            return run_with(order, settings, state, wanted)
+    except UnreadableStateError as error:
+        reason = str(error)
+    with state_lock(path):
+        if path.stat().st_ino == opened:  # else another poll has put it aside by now
+            set_aside(path, azure, every, now, reason).close()
+    return carry_out(order, settings, again=False) if again else Exit.INCOMPLETE
 
 
 def run_with(
-    order: Order,
-    settings: Settings,
-    environ: Mapping[str, str],
-    state: State,
-    content_types: Sequence[str],
+    order: Order, settings: Settings, state: State, content_types: Sequence[str]
 ) -> Exit:
     """Run with everything in place; say the totals, whatever happened."""
     clock = functools.partial(datetime.now, UTC)
     started = clock()
-    api, names = open_api(settings, environ)
+    api, names = open_api(settings)
     sink: Sink = StdoutSink() if order.stdout else LogstashSink(settings.logstash)
     run = Run(Ports(api, sink, state, clock, settings.poll.workers), settings.poll)
     gc.freeze()
@@ -6458,13 +6422,13 @@ def run_with(
         if order.polls and settings.logstash.run_events:
             send_run_event(run, content_types, started, clock())
         send_alerts(settings, run)
-    if order.mode != "reconcile":
-        return run.exit
-    try:
-        return worst([run.exit, report(settings, content_types, order.window, run.now)])
-    except PollerError as error:  # nobody reads it, say: the run's own code counts too
-        run.note(error)
-        return run.exit
+    shown = Exit.OK
+    if order.mode == "reconcile":
+        try:
+            shown = report(settings, content_types, order.window, run.now)
+        except PollerError as error:  # nobody reads it, say
+            run.note(error)
+    return worst([run.exit, shown])
 
 
 def do_run(order: Order, run: Run, content_types: Sequence[str]) -> None:
@@ -6473,27 +6437,26 @@ def do_run(order: Order, run: Run, content_types: Sequence[str]) -> None:
         run.poll_all(content_types)
         return
     window = order.window or Window(run.now - RETENTION, run.now)
-    if order.mode == "reconcile":
-        run.backfill(content_types, window, Purpose.RECONCILE)
-        return
-    limit = earliest(run.now)
-    if window.start < limit:
-        log.info(
-            "the backfill begins at %s UTC: the API keeps 7 days, and %d minutes are "
-            "left as a margin; this is no gap",
-            api_time(limit),
-            RETENTION_MARGIN.total_seconds() // 60,
-        )
-    run.backfill(content_types, window, Purpose.BACKFILL)
+    limit, purpose = earliest(run.now), Purpose.RECONCILE
+    if order.mode is None:
+        purpose = Purpose.BACKFILL
+        if window.start < limit:
+            log.info(
+                "the backfill begins at %s UTC: the API keeps 7 days, and %d minutes "
+                "are left as a margin; this is no gap",
+                api_time(limit),
+                RETENTION_MARGIN // timedelta(minutes=1),
+            )
+    run.backfill(content_types, window, purpose)
 
 
-def check_all(order: Order, environ: Mapping[str, str]) -> Exit:
+def check_all(order: Order) -> Exit:
     """Print what each step finds; gives the code that a poll would end with."""
     exits = []
     try:
-        settings = read_settings(order.config, environ, named=order.config_named)
+        settings = read_settings(order.config, os.environ, named=order.config_named)
         wanted = order.content_types or settings.poll.content_types
-        for step in check_steps(settings, wanted, environ):
+        for step in check_steps(settings, wanted, os.environ):
             exits.append(step.exit)
             write_line(str(step))
     except ConfigError as error:
@@ -6549,7 +6512,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; every error becomes a sentence and a code here, once."""
     arguments = build_parser().parse_args(argv)
     if arguments.version:
-        print(version_text())  # noqa: T201 -- what was asked for
+        write_line(version_text())
         return Exit.OK
     os.umask(0o077)
     began = time.monotonic()
@@ -6569,7 +6532,7 @@ def follow(arguments: argparse.Namespace, console: logging.Handler) -> Exit:
     """Read the configuration and do what the command line asks for."""
     order = read_order(arguments, os.environ, datetime.now(UTC))
     if order.mode == "check":
-        return check_all(order, os.environ)
+        return check_all(order)
     settings = read_settings(
         order.config,
         os.environ,
@@ -6580,7 +6543,7 @@ def follow(arguments: argparse.Namespace, console: logging.Handler) -> Exit:
     set_up_log_file(settings.logging, settings.file)
     if settings.alerts.smtp_host:
         log.addHandler(LogTail())
-    return carry_out(order, settings, os.environ)
+    return carry_out(order, settings)
 
 
 def say_end(error: BaseException) -> Exit:
@@ -6602,8 +6565,6 @@ def say_end(error: BaseException) -> Exit:
 
 if __name__ == "__main__":
     code = main()
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
     logging.shutdown()
     # Threads that still wait for the network have nothing left to say.
     os._exit(code)

@@ -448,6 +448,34 @@ def test_an_unreadable_state_is_set_aside_and_the_last_seven_days_are_polled(
     assert_quiet(site.run())
 
 
+def break_inside(site: Site) -> None:
+    """Make the ledger malformed in a place that opening the state does not see."""
+    connection = sqlite3.connect(site.state_file)
+    (page,) = connection.execute(
+        "SELECT rootpage FROM sqlite_master WHERE name = 'delivered'"
+    ).fetchone()
+    (size,) = connection.execute("PRAGMA page_size").fetchone()
+    connection.close()
+    data = bytearray(site.state_file.read_bytes())
+    data[(page - 1) * size : page * size] = b"\xff" * size
+    site.state_file.write_bytes(data)
+
+
+@pytest.mark.parametrize("flags", [(), ("--start", "1h"), ("--reconcile",)])
+def test_what_is_malformed_in_mid_run_is_set_aside_once_and_the_run_goes_on(
+    site: Site, flags: tuple[str, ...]
+) -> None:
+    blobs = publish(site)
+    make_state(site)
+    break_inside(site)
+    result = site.run(*flags)
+    assert result.code == 0
+    assert result.err.count("was set aside as config.db.unreadable-") == 1
+    assert len(list(site.folder.glob("config.db.unreadable-*"))) == 1
+    assert ids(blobs) <= taken(site)
+    assert_quiet(site.run())
+
+
 def test_a_state_of_zero_length_is_no_first_run(site: Site) -> None:
     site.state_file.touch()
     old = publish(site, 1, minutes=60 * 24 * 5)

@@ -184,6 +184,14 @@ def test_a_poll_that_never_came_to_an_end_is_a_hole(book: Book) -> None:
     assert "[2026-05-20T10:00:00, 2026-05-20T11:50:00)" in text
 
 
+def test_what_was_polled_for_the_first_time_this_second_is_no_hole(book: Book) -> None:
+    book.state.set_watermark(DIRECTORY, NOW)
+    code, text = book.report()
+    assert code == 0
+    assert rows(text) == {}
+    assert text.splitlines()[-1].startswith("verdict: complete")
+
+
 def test_no_state_is_nothing_polled_yet_and_none_is_made(
     tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
