@@ -5883,7 +5883,7 @@ class Finding(NamedTuple):
     """What the ledger says of one content type and span."""
 
     lines: list[Line]
-    holes: list[Window]
+    holes: tuple[Window, ...]
     losses: list[Lost]
 
 
@@ -5894,12 +5894,29 @@ class Ledger(State):
     cost time and no memory.
     """
 
-    def check(self, azure: Azure) -> None:
-        """Refuse to write, and what is not a state of this tenant's."""
-        self._rows("PRAGMA query_only = ON")
-        if self._version() == 0:
-            raise UnreadableStateError("it is empty")
-        self._check_owner(azure)
+    @classmethod
+    # State.open makes a state and so asks for more than a reader has.
+    def open(cls, path: Path, azure: Azure) -> Ledger:  # type: ignore[override]
+        """Open the state of this tenant, which must exist.
+
+        Not mode=ro: with that SQLite cannot undo the half-written transaction of a
+        poll that was killed, and refuses the file. Raises StateError, and
+        UnreadableStateError: whoever only reads sets nothing aside.
+        """
+        with state_errors(path):
+            connection = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=rw", BUSY_SECONDS, uri=True
+            )
+        ledger = cls(path, connection)
+        with contextlib.ExitStack() as undo:
+            undo.callback(connection.close)
+            connection.create_function("fingerprint", 1, fingerprint)
+            ledger._rows("PRAGMA query_only = ON")
+            if ledger._version() == 0:
+                raise UnreadableStateError("it is empty")
+            ledger._check_owner(azure)
+            undo.pop_all()
+        return ledger
 
     def began(self, content_type: str) -> datetime | None:
         """When we began to answer for a content type; None if it was never polled.
@@ -5950,20 +5967,9 @@ class Ledger(State):
 
 @contextlib.contextmanager
 def opened_ledger(path: Path, azure: Azure) -> Iterator[Ledger]:
-    """The ledger in the state of this tenant, which must exist. Raises StateError.
-
-    Not mode=ro: with that SQLite cannot undo the half-written transaction of a poll
-    that was killed, and refuses the file. Whoever only reads sets nothing aside.
-    """
+    """The ledger in the state of this tenant, which must exist. Raises StateError."""
     try:
-        with state_errors(path):
-            connection = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode=rw", BUSY_SECONDS, uri=True
-            )
-        with contextlib.closing(connection):
-            connection.create_function("fingerprint", 1, fingerprint)
-            ledger = Ledger(path, connection)
-            ledger.check(azure)
+        with contextlib.closing(Ledger.open(path, azure)) as ledger:
             yield ledger
     except UnreadableStateError as error:
         raise StateError(
@@ -6008,7 +6014,7 @@ def inspect(
         for span in spans
         for hole in without(span.window, polled)
     ]
-    return Finding(lines, holes, unpolled + blobs)
+    return Finding(lines, tuple(holes), unpolled + blobs)
 
 
 def duration(span: int) -> str:
@@ -6190,7 +6196,7 @@ def set_up_log_file(settings: Logging, config: Path) -> None:
     log.addHandler(handler)
 
 
-# What can be done instead of a poll, one of these at most; with its --help.
+# What can be done instead of a poll, with its --help.
 MODES = {
     "reconcile": "list again all that the API still has (7 days, or --start and "
     "--end), deliver what the ledger lacks, and end with the report",
@@ -6238,13 +6244,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="repeatable; replaces "
         f"the configured list for this run; {', '.join(CONTENT_TYPES)}",
     )
-    add(
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument(
         "--stdout",
         action="store_true",
         help="JSON lines to standard output in place "
         "of Logstash; a try-out, which reads and writes no state",
     )
-    modes = parser.add_mutually_exclusive_group()
     for mode, text in MODES.items():
         modes.add_argument(
             f"--{mode}", dest="mode", action="store_const", const=mode, help=text
@@ -6301,11 +6307,10 @@ def read_order(
         if not content_type(text)
     ]
     window = read_times(arguments.start, arguments.end, now, complaints)
-    mode = arguments.mode
     complaints += [
-        f"--{mode}: expected without --{flag}"
-        for flag in ("stdout", "start", "end")
-        if getattr(arguments, flag) and (mode == "check" or (mode and flag == "stdout"))
+        f"--check: expected without --{flag}"
+        for flag in ("start", "end")
+        if arguments.mode == "check" and getattr(arguments, flag)
     ]
     if complaints:
         raise ConfigError(complaints)
@@ -6316,7 +6321,7 @@ def read_order(
         window,
         tuple(dict.fromkeys(map(content_type, arguments.content_type))),
         arguments.stdout,
-        mode,
+        arguments.mode,
     )
 
 

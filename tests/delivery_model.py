@@ -943,13 +943,11 @@ def make_machine(op: Any) -> type[RuleBasedStateMachine]:  # noqa: C901
                     continue
                 if blob.health != "gone" and blob.expires > world.now:
                     assert blob.taken, f"{blob.id}: reconciled, and never came"
+            ledger = op.Ledger.open(self.poll_settings.state_file, self.azure)
             window = op.Window(op.whole_second(oldest), op.whole_second(world.now))
             for content_type in TYPES:
-                with op.opened_ledger(
-                    self.poll_settings.state_file, self.azure
-                ) as book:
-                    found = op.inspect(book, content_type, window, world.now - WINDOW)
-                assert not found.holes
+                found = op.inspect(ledger, content_type, window, world.now - WINDOW)
+                assert found.holes == ()
                 ours = [
                     blob
                     for blob in world.blobs
@@ -961,5 +959,6 @@ def make_machine(op: Any) -> type[RuleBasedStateMachine]:  # noqa: C901
                 gone = {b.id for b in ours if not b.taken}
                 named = {loss.content_id for loss in found.losses if loss.content_id}
                 assert named == gone
+            ledger.close()
 
     return Machine
