@@ -42,7 +42,6 @@ import fcntl
 import functools
 import gc
 import hashlib
-import io
 import itertools
 import json
 import logging
@@ -60,7 +59,15 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -2381,6 +2388,7 @@ def make_pools(
     from requests.adapters import HTTPAdapter
     from requests.utils import get_environ_proxies, select_proxy
     from urllib3 import PoolManager
+    from urllib3.exceptions import LocationParseError
 
     adapter = HTTPAdapter(pool_maxsize=connections)
     direct = PoolManager(maxsize=connections, ssl_context=context)
@@ -2389,12 +2397,14 @@ def make_pools(
     def pool_for(url: str) -> HTTPConnectionPool:
         host = urlsplit(url).netloc
         if host not in pools:
-            proxy = select_proxy(url, get_environ_proxies(url, no_proxy=None))
             manager = direct
-            if proxy:
-                if "://" not in proxy:
-                    proxy = f"http://{proxy}"
-                manager = adapter.proxy_manager_for(proxy, ssl_context=context)
+            try:
+                proxy = select_proxy(url, get_environ_proxies(url, no_proxy=None))
+                if proxy:
+                    proxy = proxy if "://" in proxy else f"http://{proxy}"
+                    manager = adapter.proxy_manager_for(proxy, ssl_context=context)
+            except ValueError:  # it would quote the address, and with it the password
+                raise LocationParseError("the proxy") from None
             pools[host] = manager.connection_from_url(url)
         return pools[host]
 
@@ -4029,118 +4039,92 @@ LONG_WINDOW = timedelta(hours=1)
 
 def time_left(seconds_: float) -> str:
     """A rough span for people."""
-    minutes = round(seconds_ / 60)
     if seconds_ < 60:
         return "less than a minute"
-    if minutes < 120:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min"
+    minutes = round(seconds_ / 60)
+    return (
+        f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+    )
 
 
 class Progress:
-    """Tells how far a run has got; what has been recorded counts."""
+    """Tells how far a run is with a content type; what has been recorded counts."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._job: Slice | None = None
-        self._number = self._of = 0
-        self._inside = 0.0  # how much of the slice is done, from 0 to 1
-        self._blobs = self._events = 0
-        self._began = self._type_began = self._logged = clock()
-        self._shown = -LIVE_SECONDS
+        self._number = self._of = self._blobs = self._events = 0
+        self._began = self._live_due = clock()
+        self._logged_due = self._began + LOGGED_SECONDS
 
     def slice(self, job: Slice, number: int, of: int) -> None:
-        """A slice begins."""
-        now = self._clock()
-        if self._job is None or self._job.content_type != job.content_type:
-            self._type_began = now
-        self._job, self._number, self._of, self._inside = job, number, of, 0.0
-        self._tell(now)
+        """A slice begins; the first of each content type is number 1."""
+        if number == 1:
+            self._began, self._blobs, self._events = self._clock(), 0, 0
+        self._job, self._number, self._of = job, number, of
+        self._reached = job.window.start
+        self._tell()
 
     def count(self, changes: Changes) -> None:
         """A batch is recorded."""
-        self._blobs += len(changes.delivered)
-        self._events += sum(done.events for done in changes.delivered)
-        if self._job and changes.delivered:
-            window = self._job.window
-            newest = max(done.blob.created for done in changes.delivered)
-            inside = (newest - window.start) / (window.end - window.start)
-            self._inside = min(1.0, max(self._inside, inside))
-        self._tell(self._clock())
+        if not self._number:
+            return  # no slice, only blobs that waited
+        for done in changes.delivered:
+            self._blobs += 1
+            self._events += done.events
+            self._reached = max(self._reached, done.blob.created)
+        self._tell()
 
     def text(self, now: float) -> str:
         """The line: slice, blobs, events, rate, and the time that is left."""
-        if self._job is None:
-            return f"{self._blobs} blobs, {self._events} events"
-        rate = self._events / max(now - self._began, 0.001)
+        took = max(now - self._began, 0.001)
         line = (
             f"{self._job.content_type}: slice {self._number} of {self._of}, "
-            f"{self._blobs} blobs, {self._events} events, {rate:.0f} events/s"
+            f"{self._blobs} blobs, {self._events} events, "
+            f"{self._events / took:.0f} events/s"
         )
-        done = (self._number - 1 + self._inside) / self._of
-        window = self._job.window
-        is_long = self._of > 1 or window.end - window.start > LONG_WINDOW
-        if is_long and done > 0.01:
-            left = (now - self._type_began) * (1 - done) / done
-            line += f", {time_left(left)} left for this content type"
+        start, end = self._job.window
+        inside = (self._reached - start) / (end - start)
+        done = (self._number - 1 + inside) / self._of
+        if done > 0.01 and end - start >= LONG_WINDOW:
+            left = time_left(took * (1 - done) / done)
+            line += f", {left} left for this content type"
         return line
 
-    def _tell(self, now: float) -> None:
-        text = self.text(now)
-        if now - self._shown >= LIVE_SECONDS:
-            self._shown = now
-            log.info("%s", text, extra={"progress": "live"})
-        if now - self._logged >= LOGGED_SECONDS:
-            self._logged = now
-            log.info("%s", text, extra={"progress": "logged"})
+    def _tell(self) -> None:
+        now = self._clock()
+        if now < self._live_due:
+            return
+        self._live_due, kind = now + LIVE_SECONDS, "live"
+        if now >= self._logged_due:
+            self._logged_due, kind = now + LOGGED_SECONDS, "logged"
+        log.info("%s", self.text(now), extra={"progress": kind})
 
 
-class ProgressFilter(logging.Filter):
-    """Lets each handler have its own kind of progress, and everything else."""
-
-    def __init__(self, *, live: bool) -> None:
-        super().__init__()
-        self._kind = "live" if live else "logged"
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is for this handler."""
-        return getattr(record, "progress", self._kind) == self._kind
+def is_kept(record: logging.LogRecord) -> bool:
+    """Whether a log keeps the record: live progress is for a terminal alone."""
+    return getattr(record, "progress", "") != "live"
 
 
-class ConsoleHandler(logging.StreamHandler[TextIO]):
-    """Writes to stderr; progress goes over itself on one line of a terminal."""
+class TerminalHandler(logging.StreamHandler[TextIO]):
+    """Writes to a terminal; progress goes over itself on one line there.
 
-    def __init__(self, stream: TextIO, *, live: bool) -> None:
-        super().__init__(stream)
-        self._columns = 0  # how long the line is that stands there now
-        self.addFilter(ProgressFilter(live=live))
+    A terminal that went away ends no run: logging passes over what emit() raises.
+    """
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write a line; the line of progress goes away for it."""
-        if getattr(record, "progress", "") == "live":
-            self._rewrite(record.getMessage())
+    _columns = 0  # how long the line of progress is that stands there now
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's text; the line of progress goes away for it."""
+        # Blanks in place of an escape sequence: every terminal knows them.
+        wipe = "\r" + " " * self._columns + "\r"
+        if hasattr(record, "progress"):
+            width = os.get_terminal_size(self.stream.fileno()).columns or 80
+            text = record.getMessage()[: width - 1]
+            self._columns, self.terminator = len(text), ""
         else:
-            self._rewrite("")
-            super().emit(record)
-
-    def _rewrite(self, text: str) -> None:
-        try:
-            if text:
-                width = os.get_terminal_size(self.stream.fileno()).columns
-                text = text[: max(width - 1, 20) if width else 79]
-            elif not self._columns:
-                return
-            # Blanks in place of an escape sequence: every terminal knows them.
-            self.stream.write("\r" + " " * self._columns + "\r" + text)
-            self.stream.flush()
-            self._columns = len(text)
-        except (OSError, ValueError):
-            self._columns = 0  # a terminal that went away ends no run
-
-    def close(self) -> None:
-        """Leave the terminal's line empty."""
-        self._rewrite("")
-        super().close()
+            text = super().format(record)
+            self._columns, self.terminator = 0, "\n"
+        return wipe + text
 
 
 # == Run =====================================================================
@@ -4778,7 +4762,7 @@ class LogTail(logging.Handler):
         )
         formatter.converter = time.gmtime
         self.setFormatter(formatter)
-        self.addFilter(ProgressFilter(live=False))
+        self.addFilter(is_kept)
         self.addFilter(Redactor())
         self.text = ""
 
@@ -5418,212 +5402,113 @@ def check_steps(
 # The proof of completeness, from the ledger alone: what was polled and delivered, and
 # every hole and loss by its name. ASCII, to be kept with the audit's papers.
 
-HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-COLUMNS = (
-    "content type",
-    "period",
-    "polled",
-    "listed",
-    "delivered",
-    "pending",
-    "lost",
-    "events",
-)
+ROW = "{:<26}  {:<16}  {:>9}  {:>7}  {:>9}  {:>7}  {:>4}  {:>9}"
 
 
 class Line(NamedTuple):
-    """One line of the report: what the ledger knows of a period."""
+    """One line of the report: what the ledger knows of a period, or of all of them."""
 
-    content_type: str
     period: str
-    polled: timedelta
+    polled: int  # seconds
+    listed: int
     delivered: int
     pending: int
     lost: int
     events: int
 
-    @property
-    def cells(self) -> tuple[str, ...]:
-        """The line's columns; each blob that was listed is one of the three."""
-        listed = self.delivered + self.pending + self.lost
-        counts = (listed, self.delivered, self.pending, self.lost, self.events)
-        names = (self.content_type, self.period, duration(self.polled))
-        return names + tuple(str(count) for count in counts)
-
 
 class Finding(NamedTuple):
     """What the ledger says of one content type and span."""
 
-    lines: tuple[Line, ...]
+    lines: list[Line]
     holes: tuple[Window, ...]
-    losses: tuple[Lost, ...]
+    losses: list[Lost]
 
 
-class Ledger:
+class Ledger(State):
     """The state, opened to be read and never written.
 
     Each question is a walk along a primary key, added up by SQLite: four million rows
     cost time and no memory.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
-        self.path = path
-        self._connection = connection
-
     @classmethod
-    def open(cls, path: Path, azure: Azure) -> Ledger | None:
-        """Open the state of this tenant; None where there is none yet.
+    # State.open makes a state and so asks for more than a reader has.
+    def open(cls, path: Path, azure: Azure) -> Ledger:  # type: ignore[override]
+        """Open the state of this tenant, which must exist.
 
         Not mode=ro: with that SQLite cannot undo the half-written transaction of a
-        poll that was killed, and refuses the file. Raises StateError.
+        poll that was killed, and refuses the file. Raises StateError, and
+        UnreadableStateError: whoever only reads sets nothing aside.
         """
-        if not path.exists():
-            return None
-        with unreadable_is_an_error(path):
+        with state_errors(path):
             connection = sqlite3.connect(
-                f"file:{quote(str(path))}?mode=rw",
-                BUSY_SECONDS,
-                isolation_level=None,
-                uri=True,
+                f"{path.absolute().as_uri()}?mode=rw", BUSY_SECONDS, uri=True
             )
-            ledger = cls(path, connection)
-            try:
-                connection.execute("PRAGMA query_only = ON")
-                ledger._check(azure)
-            except BaseException:
-                connection.close()
-                raise
+        ledger = cls(path, connection)
+        with contextlib.ExitStack() as undo:
+            undo.callback(connection.close)
+            connection.create_function("fingerprint", 1, fingerprint)
+            ledger._rows("PRAGMA query_only = ON")
+            if ledger._version() == 0:
+                raise UnreadableStateError("it is empty")
+            ledger._check_owner(azure)
+            undo.pop_all()
         return ledger
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._connection.close()
-
-    def _check(self, azure: Azure) -> None:
-        version = self._rows("PRAGMA user_version")[0][0]
-        if version == 0:
-            raise StateError(
-                f"state file {self.path} is empty",
-                "it proves nothing",
-                "run a poll, which begins it anew",
-            )
-        if version > SCHEMA_VERSION:
-            raise StateError(
-                f"state file {self.path} was written by a newer version",
-                "nothing was read",
-                "run that version, or name another state_file",
-            )
-        theirs = dict(self._rows("SELECT key, value FROM meta"))
-        for key in ("tenant_id", "api_root"):
-            if theirs.get(key) != getattr(azure, key):
-                raise StateError(
-                    f"state file {self.path} belongs to {key} {theirs.get(key)}, "
-                    f"not {getattr(azure, key)}",
-                    "nothing was read",
-                    "give each tenant a state_file of its own",
-                )
-
-    def _rows(self, statement: str, *values: object) -> list[Any]:
-        with unreadable_is_an_error(self.path):
-            return self._connection.execute(statement, values).fetchall()
 
     def began(self, content_type: str) -> datetime | None:
         """When we began to answer for a content type; None if it was never polled.
 
         Old spans are forgotten; what came after them in the ledger counts as well.
         """
-        starts = self._rows(
-            "SELECT min(start) FROM polled WHERE content_type = ?1 "
-            "UNION ALL SELECT min(start) FROM slice WHERE content_type = ?1 "
-            "UNION ALL SELECT min(time) FROM watermark WHERE content_type = ?1 "
-            "UNION ALL SELECT min(start) FROM lost "
-            "WHERE content_type = ?1 AND content_id = ''",
+        start = self._one(
+            "SELECT min(start) FROM (SELECT content_type, start FROM polled "
+            "UNION ALL SELECT content_type, start FROM slice "
+            "UNION ALL SELECT content_type, time FROM watermark "
+            "UNION ALL SELECT content_type, start FROM lost WHERE content_id = '') "
+            "WHERE content_type = ?",
             content_type,
         )
-        found = [start for (start,) in starts if start is not None]
-        return moment(min(found)) if found else None
+        return None if start is None else moment(start)
 
-    def polled(self, content_type: str, window: Window) -> list[Window]:
-        """The spans polled within a window, oldest first."""
-        return self._spans(
-            "SELECT max(start, ?2), min(end, ?3) FROM polled "
-            "WHERE content_type = ?1 AND start < ?3 AND end > ?2 ORDER BY start",
-            content_type,
-            window,
-        )
-
-    def lost_spans(self, content_type: str, window: Window) -> list[Window]:
-        """The spans within a window that aged out, polled after all or not."""
-        return self._spans(
-            "SELECT max(start, ?2), min(end, ?3) FROM lost WHERE content_id = '' "
-            "AND content_type = ?1 AND start < ?3 AND end > ?2 ORDER BY start",
-            content_type,
-            window,
-        )
-
-    def _spans(self, statement: str, content_type: str, window: Window) -> list[Window]:
+    def lost(self, content_type: str, window: Window) -> list[Lost]:
+        """The spans and blobs of a window that were lost; no blob that came back."""
         rows = self._rows(
-            statement, content_type, seconds(window.start), seconds(window.end)
-        )
-        return [Window(moment(start), moment(end)) for start, end in rows]
-
-    def lost_blobs(self, content_type: str, window: Window) -> list[Lost]:
-        """The blobs of a window that were lost and did not come back."""
-        rows = self._rows(
-            "SELECT content_id, start, end, reason FROM lost WHERE content_id != '' "
-            "AND content_type = ? AND start >= ? AND start < ? ORDER BY start",
+            "SELECT max(start, ?2), min(end, ?3), reason, content_id FROM lost "
+            "WHERE content_type = ?1 AND start < ?3 AND end > ?2 AND NOT EXISTS "
+            "(SELECT 1 FROM delivered WHERE content_type = ?1 AND created BETWEEN "
+            "1000 * start AND 1000 * end AND content_id = fingerprint(lost.content_id))"
+            " ORDER BY start",
             content_type,
-            seconds(window.start),
-            seconds(window.end),
+            *map(seconds, window),
         )
         return [
             Lost(content_type, Window(moment(start), moment(end)), reason, id_)
-            for id_, start, end, reason in rows
-            if not self._came_back(content_type, id_, start, end)
+            for start, end, reason, id_ in rows
         ]
 
-    def _came_back(self, content_type: str, id_: str, start: int, end: int) -> bool:
-        return bool(
-            self._rows(
-                "SELECT 1 FROM delivered WHERE content_type = ? "
-                "AND created BETWEEN ? AND ? AND content_id = ?",
-                content_type,
-                1000 * start,
-                1000 * end,
-                fingerprint(id_),
-            )
-        )
-
-    def delivered(self, content_type: str, window: Window) -> tuple[int, int]:
-        """How many blobs of a window were delivered, and their events."""
-        blobs, events = self._rows(
-            "SELECT count(*), coalesce(sum(events), 0) FROM delivered "
-            "WHERE content_type = ? AND created >= ? AND created < ?",
+    def line(self, content_type: str, name: str, period: Window, lost: int) -> Line:
+        """What the ledger knows of a period, of whose blobs so many are lost."""
+        polled, pending, delivered, events = self._rows(
+            "SELECT (SELECT coalesce(sum(min(end, ?3) - max(start, ?2)), 0) FROM polled"
+            " WHERE content_type = ?1 AND start < ?3 AND end > ?2), "
+            "(SELECT count(*) FROM pending WHERE content_type = ?1 "
+            "AND created >= 1000 * ?2 AND created < 1000 * ?3), "
+            "count(*), coalesce(sum(events), 0) FROM delivered WHERE content_type = ?1 "
+            "AND created >= 1000 * ?2 AND created < 1000 * ?3",
             content_type,
-            milliseconds(window.start),
-            milliseconds(window.end),
+            *map(seconds, period),
         )[0]
-        return blobs, events
-
-    def pending(self, content_type: str, window: Window) -> int:
-        """How many blobs of a window wait to be fetched."""
-        return int(
-            self._rows(
-                "SELECT count(*) FROM pending "
-                "WHERE content_type = ? AND created >= ? AND created < ?",
-                content_type,
-                milliseconds(window.start),
-                milliseconds(window.end),
-            )[0][0]
-        )
+        listed = delivered + pending + lost
+        return Line(name, polled, listed, delivered, pending, lost, events)
 
 
 @contextlib.contextmanager
-def unreadable_is_an_error(path: Path) -> Iterator[None]:
-    """Whoever only reads the state sets nothing aside: unreadable is a StateError."""
+def opened_ledger(path: Path, azure: Azure) -> Iterator[Ledger]:
+    """The ledger in the state of this tenant, which must exist. Raises StateError."""
     try:
-        with state_errors(path):
-            yield
+        with contextlib.closing(Ledger.open(path, azure)) as ledger:
+            yield ledger
     except UnreadableStateError as error:
         raise StateError(
             f"state file {path} is unreadable ({plain(str(error))})",
@@ -5634,26 +5519,13 @@ def unreadable_is_an_error(path: Path) -> Iterator[None]:
 
 def periods(window: Window) -> Iterator[tuple[str, Window]]:
     """The hours of a window of a day at most, else its days, by UTC; with names."""
-    by_hour = window.end - window.start <= DAY
-    step, form = (HOUR, "%Y-%m-%d %H:00") if by_hour else (DAY, "%Y-%m-%d")
-    start = window.start
-    while start < window.end:
-        floor = start.replace(minute=0, second=0, microsecond=0)
-        floor = floor if by_hour else floor.replace(hour=0)
-        end = min(floor + step, window.end)
-        yield floor.strftime(form), Window(start, end)
-        start = end
-
-
-def duration(span: timedelta) -> str:
-    """A length of time as hours, minutes, seconds."""
-    minutes, rest = divmod(int(span.total_seconds()), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
-
-
-def length(spans: Iterable[Window]) -> timedelta:
-    """How long some spans are together."""
-    return sum((span.end - span.start for span in spans), timedelta())
+    step, form = 86_400, "%Y-%m-%d"
+    if window.end - window.start <= timedelta(days=1):
+        step, form = 3_600, "%Y-%m-%d %H:00"
+    start, end = map(seconds, window)
+    edges = {start, *range(start - start % step + step, end, step), end}
+    for first, last in itertools.pairwise(map(moment, sorted(edges))):
+        yield first.strftime(form), Window(first, last)
 
 
 def inspect(
@@ -5665,107 +5537,84 @@ def inspect(
     next poll's.
     """
     polled = ledger.polled(content_type, window)
-    aged_out = ledger.lost_spans(content_type, window)
-    due = Window(window.start, min(window.end, settled))
-    reason = "content of more than 7 days ago can no longer be had"
-    losses = [
-        Lost(content_type, hole, reason)
-        for span in aged_out
-        for hole in without(span, polled)
-    ]
-    lost_blobs = ledger.lost_blobs(content_type, window)
+    lost = ledger.lost(content_type, window)
+    blobs = [each for each in lost if each.content_id]
+    spans = [each for each in lost if not each.content_id]
     lines = []
     for name, period in periods(window):
-        blobs, events = ledger.delivered(content_type, period)
-        inside = ledger.polled(content_type, period)
-        pending = ledger.pending(content_type, period)
-        gone = sum(
-            period.start <= each.window.start < period.end for each in lost_blobs
-        )
-        lines.append(
-            Line(content_type, name, length(inside), blobs, pending, gone, events)
-        )
-    return Finding(
-        tuple(lines),
-        tuple(without(due, polled + aged_out)),
-        tuple(losses + lost_blobs),
-    )
+        gone = sum(period.start <= blob.window.start < period.end for blob in blobs)
+        lines.append(ledger.line(content_type, name, period, gone))
+    due = Window(window.start, min(window.end, settled))
+    holes = without(due, polled + [span.window for span in spans])
+    # What aged out may have been polled after all.
+    unpolled = [
+        span._replace(window=hole)
+        for span in spans
+        for hole in without(span.window, polled)
+    ]
+    return Finding(lines, tuple(holes), unpolled + blobs)
 
 
-def total(lines: Sequence[Line]) -> Line:
-    """The sum of some lines of one content type."""
-    return Line(
-        lines[0].content_type,
-        "all",
-        sum((line.polled for line in lines), timedelta()),
-        sum(line.delivered for line in lines),
-        sum(line.pending for line in lines),
-        sum(line.lost for line in lines),
-        sum(line.events for line in lines),
-    )
+def duration(span: int) -> str:
+    """So many seconds as hours, minutes, seconds."""
+    return f"{span // 3600}:{span // 60 % 60:02}:{span % 60:02}"
 
 
-def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows as aligned lines, under a headline: two columns of text, then numbers."""
-    widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
-    rule = ["-" * width for width in widths]
-    for row in (COLUMNS, rule, *rows):
-        cells = [
-            cell.ljust(width) if place < 2 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()
+def table(findings: Mapping[str, Finding]) -> Iterator[str]:
+    """A headline, and each content type's lines with their sum."""
+    yield ROW.format("content type", *Line._fields)
+    for content_type, (lines, _, _) in findings.items():
+        if not lines:
+            continue  # polled for the first time at this very second
+        columns = zip(*(line[1:] for line in lines), strict=True)
+        for period, polled, *counts in (*lines, Line("all", *map(sum, columns))):
+            yield ROW.format(content_type, period, duration(polled), *counts)
 
 
 def report_lines(
-    findings: Mapping[str, Finding | None], window: Window, head: str
+    content_types: Sequence[str], findings: Mapping[str, Finding], window: Window
 ) -> Iterator[str]:
     """The report's text: the table, what is missing, and the verdict."""
-    yield head
-    yield f"content made available in {window}"
-    yield ""
-    rows = [
-        line.cells
-        for finding in findings.values()
-        if finding and finding.lines
-        for line in (*finding.lines, total(finding.lines))
-    ]
-    if rows:
-        yield from table(rows)
+    yield f"content made available in {window}\n"
+    if findings:
+        yield from table(findings)
         yield ""
-    for content_type, finding in findings.items():
-        if finding is None:
+    for content_type in content_types:
+        if content_type not in findings:
             yield f"{content_type}: nothing polled yet"
             continue
-        for hole in finding.holes:
+        _, holes, losses = findings[content_type]
+        for hole in holes:
+            span = duration((hole.end - hole.start) // timedelta(seconds=1))
             until = api_time(hole.start + RETENTION - RETENTION_MARGIN)
             yield (
-                f"hole: {content_type}: {hole}, {duration(hole.end - hole.start)}: not "
-                f"polled; the API has it until {until} UTC: run --reconcile before"
+                f"hole: {content_type}: {hole}, {span}: not polled; the API has it "
+                f"until {until} UTC: run --reconcile before"
             )
-        yield from (f"lost: {loss}" for loss in finding.losses)
-    yield verdict([finding for finding in findings.values() if finding])
+        for loss in losses:
+            yield f"lost: {loss}"
+    yield f"verdict: {verdict(findings.values())}"
 
 
-def verdict(findings: Sequence[Finding]) -> str:
+def verdict(findings: Collection[Finding]) -> str:
     """The report in a sentence."""
     if not findings:
-        return "verdict: nothing polled yet"
+        return "nothing polled yet"
     holes = sum(len(finding.holes) for finding in findings)
     losses = sum(len(finding.losses) for finding in findings)
     pending = sum(line.pending for finding in findings for line in finding.lines)
-    waits = f"; {counted(pending, 'blob')} pending, tried again by each poll"
-    if holes or losses:
-        said = f"NOT COMPLETE: {counted(holes, 'hole')}, {counted(losses, 'loss')}"
-    else:
-        said = "complete: no hole, no loss; all that was listed is delivered"
-        said += " or pending" if pending else ""
-    return f"verdict: {said}{waits if pending else ''}"
+    waits = "all that was listed is delivered"
+    if pending:
+        waits = f"{counted(pending, 'blob')} pending, tried again by each poll"
+    if not holes and not losses:
+        return f"complete: no hole, no loss; {waits}"
+    said = f"NOT COMPLETE: {counted(holes, 'hole')}, {counted(losses, 'loss')}"
+    return f"{said}; {waits}" if pending else said
 
 
 def counted(number: int, noun: str) -> str:
     """A number with its noun: 1 hole, 2 holes, 2 losses."""
-    plural = noun + ("es" if noun.endswith("s") else "s")
+    plural = {"loss": "losses"}.get(noun, f"{noun}s")
     return f"{number} {noun if number == 1 else plural}"
 
 
@@ -5780,13 +5629,14 @@ def report(
     Raises StateError; SinkError if standard output does not take it.
     """
     now = whole_second(now)
-    window = asked or Window(earliest(now), now)
-    window = Window(max(earliest(now), window.start), max(earliest(now), window.end))
+    oldest = earliest(now)
+    start, end = asked or (oldest, now)
+    window = Window(max(oldest, start), max(oldest, end))
     path, azure = settings.poll.state_file, settings.azure
-    findings: dict[str, Finding | None] = dict.fromkeys(content_types)
-    ledger = Ledger.open(path, azure)
-    if ledger is not None:
-        with contextlib.closing(ledger):
+    findings: dict[str, Finding] = {}
+    if path.exists():
+        settled = now - settings.poll.window
+        with opened_ledger(path, azure) as ledger:
             for content_type in content_types:
                 began = ledger.began(content_type)
                 if began is None:
@@ -5794,42 +5644,30 @@ def report(
                 # What came before the first poll was never promised.
                 start = window.start if asked else max(window.start, began)
                 span = Window(min(start, window.end), window.end)
-                findings[content_type] = inspect(
-                    ledger, content_type, span, now - settings.poll.window
-                )
+                findings[content_type] = inspect(ledger, content_type, span, settled)
     head = f"tenant {azure.tenant_id}, ledger {path}, at {api_time(now)} UTC"
-    lines = "\n".join(report_lines(findings, window, head)) + "\n"
+    lines = "\n".join([head, *report_lines(content_types, findings, window)]) + "\n"
     StdoutSink().deliver([lines.encode("ascii", "backslashreplace")])
-    missing = any(
-        found and (found.holes or found.losses) for found in findings.values()
-    )
+    missing = any(found.holes or found.losses for found in findings.values())
     return Exit.GAP if missing else Exit.OK
 
 
 # == Command line ============================================================
 
 
-class ConsoleFilter(logging.Filter):
-    """Keeps a lasting warning off the console until repeat_hours are over."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.repeat = timedelta(hours=24)
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is due on the console; notes that it was said."""
-        lasting = getattr(record, "lasting", None)
-        if lasting is None:
-            return True
-        state, key, now = lasting
-        try:
-            last = state.said(key)
-            if last is not None and last <= now < last + self.repeat:
-                return False
-            state.say(key, now, record.getMessage())
-        except (PollerError, UnreadableStateError):
-            return True  # rather twice than never
+def is_due(repeat: timedelta, record: logging.LogRecord) -> bool:
+    """Whether a record goes to the console: a lasting warning only after repeat."""
+    lasting = getattr(record, "lasting", None)
+    if lasting is None:
         return True
+    state, key, now = lasting
+    # Where the state cannot tell: rather twice than never.
+    with contextlib.suppress(PollerError, UnreadableStateError):
+        last = state.said(key)
+        if last is not None and last <= now < last + repeat:
+            return False
+        state.say(key, now, record.getMessage())
+    return True
 
 
 class ConsoleFormatter(logging.Formatter):
@@ -5837,40 +5675,36 @@ class ConsoleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as lines, each with the program's name; no traceback."""
-        level = (
-            "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        )
-        lines = record.getMessage().splitlines() or [""]
-        return "\n".join(f"o365_poller: {level}{line}" for line in lines)
+        level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        text = record.getMessage()
+        is_in_file = any(isinstance(each, logging.FileHandler) for each in log.handlers)
+        if record.exc_info and not is_in_file:
+            text += " (there is none: set file in [logging] and run again)"
+        return "\n".join(f"o365_poller: {level}{line}" for line in text.splitlines())
 
 
-def set_up_console(verbosity: int, *, live: bool = True) -> ConsoleFilter:
+def set_up_console(verbosity: int, *, live: bool) -> logging.Handler:
     """Send the log to stderr: warnings, or more on a terminal and with -v.
 
     live: a terminal shows the progress on one line that is rewritten.
     """
     logging.raiseExceptions = False  # a full disk under the log is no traceback
     logging.captureWarnings(capture=True)
-    logging.getLogger().addHandler(logging.NullHandler())  # other libraries are quiet
+    logging.lastResort = None  # other libraries are quiet
     log.setLevel(logging.DEBUG)
     log.propagate = False
-    for handler in list(log.handlers):
-        log.removeHandler(handler)
-        handler.close()
-    console = ConsoleHandler(sys.stderr, live=live and sys.stderr.isatty())
-    console.setLevel(
-        logging.DEBUG
-        if verbosity > 1
-        else logging.INFO
-        if verbosity or sys.stderr.isatty()
-        else logging.WARNING
-    )
+    on_terminal = sys.stderr.isatty()
+    if live and on_terminal:
+        console: logging.Handler = TerminalHandler(sys.stderr)
+    else:
+        console = logging.StreamHandler(sys.stderr)
+        console.addFilter(is_kept)
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)
+    console.setLevel(level[min(max(verbosity, on_terminal), 2)])
     console.setFormatter(ConsoleFormatter())
-    lasting = ConsoleFilter()
-    console.addFilter(lasting)
     console.addFilter(Redactor())
     log.addHandler(console)
-    return lasting
+    return console
 
 
 def set_up_log_file(settings: Logging, config: Path) -> None:
@@ -5894,31 +5728,36 @@ def set_up_log_file(settings: Logging, config: Path) -> None:
         )
         raise ConfigError([complaint]) from None
     formatter = logging.Formatter(
-        f"%(asctime)sZ %(levelname)-7s [{os.getpid()}] %(message)s",
-        "%Y-%m-%dT%H:%M:%S",
+        "%(asctime)sZ %(levelname)-7s [%(process)d] %(message)s", "%Y-%m-%dT%H:%M:%S"
     )
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     handler.setLevel(settings.level)
-    handler.addFilter(ProgressFilter(live=False))
+    handler.addFilter(is_kept)
     handler.addFilter(Redactor())
     log.addHandler(handler)
 
 
-def exit_table() -> str:
-    """The exit codes for --help."""
-    rows = [f"  {code.value:>3}  {code.name:<11} {code.meaning}" for code in Exit]
-    return "\n".join(["exit codes:", *rows])
+# What can be done instead of a poll, with its --help.
+MODES = {
+    "reconcile": "list again all that the API still has (7 days, or --start and "
+    "--end), deliver what the ledger lacks, and end with the report",
+    "report": "show, by the ledger alone, what was polled and delivered, and every "
+    "hole and loss; of the last 7 days, or of --start and --end",
+    "check": "say step by step whether this set-up works, with the remedy where it "
+    "does not; changes nothing, sends no event",
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
+    codes = [f"  {code.value:>3}  {code.name:<11} {code.meaning}" for code in Exit]
     parser = argparse.ArgumentParser(
         prog="o365_poller.py",
         description="Bring every Office 365 and Entra ID audit event into the Elastic "
         "stack: one poll of an overlapping window, then exit. Run it every five "
         "minutes by cron or Rundeck.",
-        epilog=exit_table(),
+        epilog="\n".join(["exit codes:", *codes]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -5943,35 +5782,21 @@ def build_parser() -> argparse.ArgumentParser:
         "--content-type",
         metavar="TYPE",
         action="append",
+        default=[],
         help="repeatable; replaces "
         f"the configured list for this run; {', '.join(CONTENT_TYPES)}",
     )
-    add(
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument(
         "--stdout",
         action="store_true",
         help="JSON lines to standard output in place "
         "of Logstash; a try-out, which reads and writes no state",
     )
-    # What else can be done instead of a poll: one of these at most.
-    modes = parser.add_mutually_exclusive_group()
-    modes.add_argument(
-        "--reconcile",
-        action="store_true",
-        help="list again all that the API still has (7 days, or --start and --end), "
-        "deliver what the ledger lacks, and end with the report",
-    )
-    modes.add_argument(
-        "--report",
-        action="store_true",
-        help="show, by the ledger alone, what was polled and delivered, and every hole "
-        "and loss; of the last 7 days, or of --start and --end",
-    )
-    modes.add_argument(
-        "--check",
-        action="store_true",
-        help="say step by step whether this set-up works, with the remedy where it "
-        "does not; changes nothing, sends no event",
-    )
+    for mode, text in MODES.items():
+        modes.add_argument(
+            f"--{mode}", dest="mode", action="store_const", const=mode, help=text
+        )
     add(
         "-v",
         "--verbose",
@@ -5985,19 +5810,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def version_text() -> str:
     """Version, hash of this very file, and what it runs on; imports nothing."""
-    from importlib.metadata import PackageNotFoundError, version
+    from importlib.metadata import distributions
 
-    found = []
-    for package in ("msal", "requests", "python-dateutil"):
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            found.append(f"{package} missing")
+    found = {each.name: each.version for each in distributions()}
+    packages = [
+        f"{package} {found.get(package, 'missing')}"
+        for package in ("msal", "requests", "python-dateutil")
+    ]
     digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    python = ".".join(map(str, sys.version_info[:3]))
-    return f"o365_poller {__version__} (sha256 {digest}), Python {python}, " + (
-        ", ".join(found)
-    )
+    own = f"o365_poller {__version__} (sha256 {digest})"
+    return ", ".join([own, f"Python {sys.version.split()[0]}", *packages])
 
 
 class Order(NamedTuple):
@@ -6008,186 +5830,132 @@ class Order(NamedTuple):
     window: Window | None
     content_types: tuple[str, ...]
     stdout: bool
-    reconcile: bool = False
-    report: bool = False
-    check: bool = False
+    mode: str | None  # one of MODES
 
     @property
     def polls(self) -> bool:
         """Whether it is a poll, which takes the lock and moves the watermark."""
-        return not (self.window or self.reconcile or self.report or self.check)
+        return not (self.window or self.mode)
 
 
 def read_order(
     arguments: argparse.Namespace, environ: Mapping[str, str], now: datetime
 ) -> Order:
     """The command line's meaning. Raises ConfigError with every complaint."""
-    complaints: list[str] = []
-    types = []
-    for text in arguments.content_type or ():
-        known = spelled(text, CONTENT_TYPES)
-        types.append(known)
-        if not known:
-            complaints.append(
-                f"--content-type: expected one of {', '.join(CONTENT_TYPES)}, "
-                f"got {plain(text)!r}{nearest(text, CONTENT_TYPES)}"
-            )
+    complaints = [
+        f"--content-type: expected one of {', '.join(CONTENT_TYPES)}, "
+        f"got {plain(text)!r}{nearest(text, CONTENT_TYPES)}"
+        for text in arguments.content_type
+        if not spelled(text, CONTENT_TYPES)
+    ]
     window = read_times(arguments.start, arguments.end, now, complaints)
-    if arguments.stdout and (arguments.reconcile or arguments.report):
-        complaints.append("--stdout: expected without --reconcile and --report")
     complaints += [
         f"--check: expected without --{flag}"
-        for flag in ("stdout", "start", "end")
-        if arguments.check and getattr(arguments, flag)
+        for flag in ("start", "end")
+        if arguments.mode == "check" and getattr(arguments, flag)
     ]
-    named = arguments.config or environ.get("O365_POLLER_CONFIG")
-    default = Path(__file__).resolve().parent / "config.ini"
     if complaints:
         raise ConfigError(complaints)
+    named = arguments.config or environ.get("O365_POLLER_CONFIG")
     return Order(
-        config=expanded(named) if named else default,
-        config_named=bool(named),
-        window=window,
-        content_types=tuple(dict.fromkeys(types)),
-        stdout=arguments.stdout,
-        reconcile=arguments.reconcile,
-        report=arguments.report,
-        check=arguments.check,
+        expanded(named) if named else Path(__file__).resolve().with_name("config.ini"),
+        bool(named),
+        window,
+        tuple(dict.fromkeys(spelled(t, CONTENT_TYPES) for t in arguments.content_type)),
+        arguments.stdout,
+        arguments.mode,
     )
 
 
 def read_times(
-    start_text: str | None, end_text: str | None, now: datetime, complaints: list[str]
+    start: str | None, end: str | None, now: datetime, complaints: list[str]
 ) -> Window | None:
     """The window of --start and --end; None without them."""
-    if start_text is None:
-        if end_text is not None:
+    if start is None:
+        if end is not None:
             complaints.append("--end: expected --start with it")
         return None
-    times = {"--start": start_text, "--end": end_text}
-    found = {"--end": whole_second(now)}
-    for flag, text in times.items():
-        if text is None:
-            continue
+    times = []
+    for flag, text in (("--start", start), ("--end", "0s" if end is None else end)):
         try:
-            found[flag] = parse_time(text, now)
+            times.append(parse_time(text, now))
+            if times[-1] <= now:
+                continue
+            expected = "a time in the past"
         except (ValueError, OverflowError):
-            complaints.append(
-                f"{flag}: expected a time as ISO 8601, or an age such as 90m, 6h, 2d, "
-                f"got {plain(text)!r}"
-            )
-            continue
-        if found[flag] > now:
-            complaints.append(
-                f"{flag}: expected a time in the past, got {plain(text)!r}"
-            )
-    start, end = found.get("--start"), found["--end"]
-    if start is None or complaints:
+            expected = "a time as ISO 8601, or an age such as 90m, 6h, 2d"
+        complaints.append(f"{flag}: expected {expected}, got {plain(text)!r}")
+    if complaints:
         return None
-    if start < whole_second(now - RETENTION):
+    window = Window(*times)
+    if window.start < whole_second(now - RETENTION):
         complaints.append(
             f"--start: expected at most 7 days back, which is what the API keeps, "
-            f"got {plain(start_text)!r}"
+            f"got {plain(start)!r}"
         )
-    elif start >= end:
+    elif window.start >= window.end:
         complaints.append("--start: expected a time before --end")
-    return Window(start, end)
+    return window
 
 
-def open_api(
-    settings: Settings, environ: Mapping[str, str], decorate: Decorate | None = None
-) -> ActivityApi:
-    """The Activity API of the configured tenant, with its sign-in."""
-    azure = settings.azure
-    http = make_http(settings, environ, settings.poll.timeout_seconds, Http)
+def open_api(settings: Settings) -> tuple[ActivityApi, ApplicationNames | None]:
+    """The Activity API of the tenant, and the names of applications if asked for."""
+    azure, names = settings.azure, None
+    if settings.graph.application_names:
+        # Its own way to Microsoft: a Graph that throttles slows no other request down.
+        http = make_http(settings, os.environ, GRAPH_TIMEOUT_SECONDS, Http)
+        bearer = TokenSource(azure, http, azure.graph_root)
+        ask = functools.partial(ask_graph, azure.graph_root, http, bearer)
+        cache = settings.graph.cache_file
+        names = ApplicationNames(ask, cache, azure.tenant_id)
+    http = make_http(settings, os.environ, settings.poll.timeout_seconds, Http)
+    bearer = TokenSource(azure, http, azure.api_root)
     feed = Feed(azure.api_root, azure.tenant_id, azure.publisher_id)
-    return ActivityApi(feed, http, TokenSource(azure, http, azure.api_root), decorate)
+    return ActivityApi(feed, http, bearer, names.decorate if names else None), names
 
 
-def open_names(
-    settings: Settings, environ: Mapping[str, str]
-) -> ApplicationNames | None:
-    """The names of applications, where they are asked for."""
-    if not settings.graph.application_names:
-        return None
-    azure = settings.azure
-    # Its own way to Microsoft: a Graph that throttles slows no other request down.
-    http = make_http(settings, environ, GRAPH_TIMEOUT_SECONDS, Http)
-    bearer = TokenSource(azure, http, azure.graph_root)
-    ask = functools.partial(ask_graph, azure.graph_root, http, bearer)
-    return ApplicationNames(ask, settings.graph.cache_file, azure.tenant_id)
+def carry_out(order: Order, settings: Settings, *, again: bool = True) -> Exit:
+    """Do what is asked for, under the lock where it is a poll.
 
-
-def open_state(
-    settings: Settings, content_types: Sequence[str], now: datetime, *, locked: bool
-) -> State:
-    """The state, or a new one where the old is unreadable and we hold the lock."""
-    path, azure = settings.poll.state_file, settings.azure
-    try:
-        return State.open(path, azure, content_types, now)
-    except UnreadableStateError as error:
-        if locked:
-            return set_aside(path, azure, content_types, now, str(error))
-        with state_lock(path):  # a poll may have put it aside by now
-            return open_state(settings, content_types, now, locked=True)
-
-
-def carry_out(order: Order, settings: Settings, environ: Mapping[str, str]) -> Exit:
-    """Do what is asked for, under the lock where it is a poll."""
-    now = datetime.now(UTC)
-    content_types = order.content_types or settings.poll.content_types
-    if order.report:
-        return report(settings, content_types, order.window, now)
+    again: where the state turns out to be unreadable, with a new one, once.
+    """
+    now, path, azure = datetime.now(UTC), settings.poll.state_file, settings.azure
+    # All that is configured, lest a state that is begun anew forgets some of it.
+    every = tuple(dict.fromkeys(order.content_types + settings.poll.content_types))
+    wanted = order.content_types or every
+    if order.mode == "report":
+        return report(settings, wanted, order.window, now)
     if order.stdout:
-        state = State.nowhere(settings.azure, now)
-        return run_with(order, settings, environ, state, content_types)
-    polls = order.polls
-    path = settings.poll.state_file
-    with state_lock(path) if polls else contextlib.nullcontext():
-        # All that is configured, lest a state that is begun anew forgets some of it.
-        every = tuple(dict.fromkeys((*content_types, *settings.poll.content_types)))
-        state = open_state(settings, every, now, locked=polls)
-        opened = path.stat().st_ino
-        try:
-            return run_with(order, settings, environ, state, content_types)
-        except UnreadableStateError as error:
-            state.close()
-            with contextlib.nullcontext() if polls else state_lock(path):
-                if path.exists() and path.stat().st_ino == opened:
-                    set_aside(path, settings.azure, every, now, str(error)).close()
-                else:  # a poll was quicker
-                    log.warning(
-                        "state file %s was unreadable, and a poll has set it aside "
-                        "meanwhile; this run ends here; start it again",
-                        path,
-                    )
-            return Exit.INCOMPLETE
-        finally:
-            state.close()
+        return run_with(order, settings, State.nowhere(azure, now), wanted)
+    opened = path.exists() and path.stat().st_ino
+    lock = state_lock(path) if order.polls else contextlib.nullcontext()
+    try:
+        with lock, contextlib.closing(State.open(path, azure, every, now)) as state:
+            return run_with(order, settings, state, wanted)
+    except UnreadableStateError as error:
+        reason = str(error)
+    with state_lock(path):
+        if (
+            path.exists() and path.stat().st_ino == opened
+        ):  # else another poll has put it aside by now
+            set_aside(path, azure, every, now, reason).close()
+    return carry_out(order, settings, again=False) if again else Exit.INCOMPLETE
 
 
 def run_with(
-    order: Order,
-    settings: Settings,
-    environ: Mapping[str, str],
-    state: State,
-    content_types: Sequence[str],
+    order: Order, settings: Settings, state: State, content_types: Sequence[str]
 ) -> Exit:
     """Run with everything in place; say the totals, whatever happened."""
-    started = datetime.now(UTC)
-    names = open_names(settings, environ)
+    clock = functools.partial(datetime.now, UTC)
+    started = clock()
+    api, names = open_api(settings)
     sink: Sink = StdoutSink() if order.stdout else LogstashSink(settings.logstash)
-    ports = Ports(
-        open_api(settings, environ, names.decorate if names else None),
-        sink,
-        state,
-        lambda: datetime.now(UTC),
-        settings.poll.workers,
-    )
-    run = Run(ports, settings.poll)
+    run = Run(Ports(api, sink, state, clock, settings.poll.workers), settings.poll)
     gc.freeze()
     gc.enable()
-    warn_of_certificate(settings, ports)
+    expires, days = settings.azure.credential.expires, settings.alerts.certificate_days
+    if text := certificate_warning(expires, started, days):
+        lasting_warning(state, "certificate", started, text)
     try:
         do_run(order, run, content_types)
     except (TokenError, SinkError, StateError, SourceError) as error:
@@ -6196,90 +5964,63 @@ def run_with(
         for tally in run.tallies.values():
             log.info("%s", tally)
     if names:
-        finish_names(names, ports)
+        names.finish()
+        if names.trouble:
+            lasting_warning(state, "names", clock(), names.trouble)
     if not order.stdout:
         if order.polls and settings.logstash.run_events:
-            send_run_event(run, content_types, started, datetime.now(UTC))
+            send_run_event(run, content_types, started, clock())
         send_alerts(settings, run)
-    return end_with_report(order, run, settings, content_types)
-
-
-def end_with_report(
-    order: Order, run: Run, settings: Settings, content_types: Sequence[str]
-) -> Exit:
-    """The run's code; after --reconcile with the report, whose code counts too."""
-    if not order.reconcile:
-        return run.exit
-    try:
-        shown = report(settings, content_types, order.window, run.now)
-    except PollerError as error:  # nobody reads it, say: the run's own code counts too
-        run.note(error)
-        return run.exit
+    shown = Exit.OK
+    if order.mode == "reconcile":
+        try:
+            shown = report(settings, content_types, order.window, run.now)
+        except PollerError as error:  # nobody reads it, say
+            run.note(error)
     return worst([run.exit, shown])
 
 
 def do_run(order: Order, run: Run, content_types: Sequence[str]) -> None:
     """Poll, backfill or reconcile."""
-    if order.reconcile:
-        window = order.window or Window(run.now - RETENTION, run.now)
-        run.backfill(content_types, window, Purpose.RECONCILE)
-    elif order.window:
-        say_clipped(order.window, run.now)
-        run.backfill(content_types, order.window, Purpose.BACKFILL)
-    else:
+    if order.polls:
         run.poll_all(content_types)
+        return
+    window = order.window or Window(run.now - RETENTION, run.now)
+    limit, purpose = earliest(run.now), Purpose.RECONCILE
+    if order.mode is None:
+        purpose = Purpose.BACKFILL
+        if window.start < limit:
+            log.info(
+                "the backfill begins at %s UTC: the API keeps 7 days, and %d minutes "
+                "are left as a margin; this is no gap",
+                api_time(limit),
+                RETENTION_MARGIN // timedelta(minutes=1),
+            )
+    run.backfill(content_types, window, purpose)
 
 
-def finish_names(names: ApplicationNames, ports: Ports) -> None:
-    """Keep what was learned of names; say, once in a while, why there are none."""
-    names.finish()
-    if names.trouble:
-        lasting_warning(ports.state, "names", ports.clock(), names.trouble)
-
-
-def say_clipped(window: Window, now: datetime) -> None:
-    """Say that a backfill begins a little later than asked for."""
-    limit = earliest(now)
-    if window.start < limit:
-        log.info(
-            "the backfill begins at %s UTC: the API keeps 7 days, and %d minutes are "
-            "left as a margin; this is no gap",
-            api_time(limit),
-            RETENTION_MARGIN.total_seconds() // 60,
-        )
-
-
-def warn_of_certificate(settings: Settings, ports: Ports) -> None:
-    """Warn when the application's certificate is about to end, or has ended."""
-    now = ports.clock()
-    expires, days = settings.azure.credential.expires, settings.alerts.certificate_days
-    if text := certificate_warning(expires, now, days):
-        lasting_warning(ports.state, "certificate", now, text)
-
-
-def check_all(order: Order, environ: Mapping[str, str]) -> Exit:
+def check_all(order: Order) -> Exit:
     """Print what each step finds; gives the code that a poll would end with."""
     exits = []
     try:
-        settings = read_settings(order.config, environ, named=order.config_named)
+        settings = read_settings(order.config, os.environ, named=order.config_named)
         wanted = order.content_types or settings.poll.content_types
-        for step in check_steps(settings, wanted, environ):
+        for step in check_steps(settings, wanted, os.environ):
             exits.append(step.exit)
-            write_line(blacked_out(str(step)))
+            write_line(str(step))
     except ConfigError as error:
         exits.append(error.exit)
         for complaint in error.complaints:
-            write_line(blacked_out(f"FAIL  configuration: {complaint}"))
+            write_line(f"FAIL  configuration: {complaint}")
     return worst(exits)
 
 
 def write_line(text: str) -> None:
-    """A line to standard output, at once; nothing where nobody reads on."""
-    try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """A line to standard output, at once and without secrets."""
+    encoding = sys.stdout.encoding or "utf-8"
+    line = f"{blacked_out(text)}\n".encode(encoding, "backslashreplace")
+    with contextlib.suppress(SinkError):  # nobody reads on
+        StdoutSink().deliver([line])
 
 
 STOP_SECONDS = 8.0
@@ -6296,78 +6037,74 @@ def end_anyway(signals: socket.socket) -> None:
     os._exit(128 + signum[0])
 
 
-def ignore_signals() -> None:
-    """The end is near already: a signal that comes now would only spoil it."""
+def on_signals(action: Callable[[int, object], None]) -> None:
+    """Set what SIGINT and SIGTERM do."""
     for each in (signal.SIGINT, signal.SIGTERM):
-        # With SIG_IGN Python would complain of one that has come and waits its turn.
-        signal.signal(each, lambda *_: None)
+        signal.signal(each, action)
+
+
+def ignore(_signum: int, _frame: object) -> None:
+    """Not SIG_IGN: Python would complain of a signal that has come and waits."""
+
+
+def stop(signum: int, _frame: object) -> None:
+    """End the run in good order; a second signal would only spoil it."""
+    on_signals(ignore)
+    raise Stopped(signum)
 
 
 def stop_on_signals() -> None:
-    """Have SIGINT and SIGTERM end the run in good order; a second one is ignored."""
+    """Have SIGINT and SIGTERM end the run in good order."""
     ours, pythons = socket.socketpair()
     pythons.setblocking(False)  # noqa: FBT003 -- its only form
     signal.set_wakeup_fd(pythons.detach())
     threading.Thread(target=end_anyway, args=(ours,), daemon=True).start()
-
-    def stop(signum: int, frame: object) -> None:
-        del frame
-        ignore_signals()
-        raise Stopped(signum)
-
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, stop)
+    on_signals(stop)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; every error becomes a sentence and a code here, once."""
     arguments = build_parser().parse_args(argv)
     if arguments.version:
-        print(version_text())  # noqa: T201 -- what was asked for
+        write_line(version_text())
         return Exit.OK
     os.umask(0o077)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
     began = time.monotonic()
     console = set_up_console(arguments.verbose, live=not arguments.stdout)
     try:
         stop_on_signals()
         code = follow(arguments, console)
-        ignore_signals()
+        on_signals(ignore)
     except (Exception, Stopped) as error:  # noqa: BLE001 -- the one place
-        ignore_signals()
+        on_signals(ignore)
         code = say_end(error)
     log.info("end: exit %d, %.1f s", code, time.monotonic() - began)
     return code
 
 
-def follow(arguments: argparse.Namespace, console: ConsoleFilter) -> Exit:
+def follow(arguments: argparse.Namespace, console: logging.Handler) -> Exit:
     """Read the configuration and do what the command line asks for."""
     order = read_order(arguments, os.environ, datetime.now(UTC))
-    if order.check:
-        return check_all(order, os.environ)
+    if order.mode == "check":
+        return check_all(order)
     settings = read_settings(
         order.config,
         os.environ,
         named=order.config_named,
-        sink_needed=not (order.stdout or order.report),
+        sink_needed=not (order.stdout or order.mode == "report"),
     )
-    console.repeat = settings.alerts.repeat
+    console.addFilter(functools.partial(is_due, settings.alerts.repeat))
     set_up_log_file(settings.logging, settings.file)
     if settings.alerts.smtp_host:
         log.addHandler(LogTail())
-    return carry_out(order, settings, os.environ)
+    return carry_out(order, settings)
 
 
 def say_end(error: BaseException) -> Exit:
     """Turn what ended the run into a sentence and a code: the one place that does."""
-    if isinstance(error, ConfigError):
-        for complaint in error.complaints:
-            log.error("%s", complaint)
-        return error.exit
     if isinstance(error, PollerError):
-        busy = isinstance(error, BusyError)
-        log.log(logging.INFO if busy else logging.ERROR, "%s", error)
+        level = logging.INFO if error.exit is Exit.BUSY else logging.ERROR
+        log.log(level, "%s", error.what if isinstance(error, ConfigError) else error)
         return error.exit
     if isinstance(error, Stopped):
         log.info("stopped by a signal; what was not confirmed is sent again next time")
@@ -6382,8 +6119,6 @@ def say_end(error: BaseException) -> Exit:
 
 if __name__ == "__main__":
     code = main()
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
     logging.shutdown()
     # Threads that still wait for the network have nothing left to say.
     os._exit(code)

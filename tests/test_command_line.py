@@ -131,9 +131,19 @@ def test_a_console_line_names_the_program_and_the_level_if_it_matters(
     assert ConsoleFormatter().format(record) == lines
 
 
-def test_a_traceback_never_reaches_the_console() -> None:
+@pytest.mark.parametrize(
+    ("log_file", "hint"),
+    [(True, ""), (False, " (there is none: set file in [logging] and run again)")],
+)
+def test_a_traceback_never_reaches_the_console_but_the_way_to_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_file: bool, hint: str
+) -> None:
+    handlers: list[logging.Handler] = [logging.NullHandler()]
+    if log_file:
+        handlers.append(logging.FileHandler(tmp_path / "log", delay=True))
+    monkeypatch.setattr(o365_poller.log, "handlers", handlers)
     try:
         raise ValueError("inside")
     except ValueError:
         record = logging.LogRecord("x", 40, "f", 1, "said", (), sys.exc_info())
-    assert ConsoleFormatter().format(record) == "o365_poller: error: said"
+    assert ConsoleFormatter().format(record) == f"o365_poller: error: said{hint}"

@@ -53,9 +53,7 @@ def test_0_when_nothing_is_new_and_no_request_more_than_needed(site: Site) -> No
     assert site.logstash.connections == []
 
 
-def test_1_for_a_defect_with_the_traceback_in_the_log_and_not_on_the_console(
-    site: Site,
-) -> None:
+def run_with_a_defect(site: Site) -> subprocess.CompletedProcess[str]:
     """No defect is known: one is made, in a copy."""
     source = SCRIPT.read_text()
     mark = "    def poll_all(self, content_types: Sequence[str]) -> None:\n"
@@ -63,12 +61,18 @@ def test_1_for_a_defect_with_the_traceback_in_the_log_and_not_on_the_console(
     broken = site.folder / "broken.py"
     broken.write_text(source.replace(mark, mark + "        raise KeyError('defect')\n"))
     site.write()
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, str(broken), "-c", str(site.config)],
         env=cron_environment(),
         capture_output=True,
         text=True,
     )
+
+
+def test_1_for_a_defect_with_the_traceback_in_the_log_and_not_on_the_console(
+    site: Site,
+) -> None:
+    done = run_with_a_defect(site)
     assert done.returncode == 1
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
@@ -77,6 +81,17 @@ def test_1_for_a_defect_with_the_traceback_in_the_log_and_not_on_the_console(
         "again by the next run; please report it with the traceback in the log file\n"
     )
     assert "KeyError: 'defect'" in site.log
+
+
+def test_1_without_a_log_file_says_how_to_have_the_traceback(site: Site) -> None:
+    site.set("logging", file=None)
+    done = run_with_a_defect(site)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Traceback" not in done.stderr
+    assert done.stderr.endswith(
+        "report it with the traceback in the log file (there is none: set file in "
+        "[logging] and run again)\n"
+    )
 
 
 def test_2_for_a_wrong_flag_and_no_request_is_made(site: Site) -> None:

@@ -130,7 +130,7 @@ def run(file: Path) -> op.Exit:
     order = op.read_order(arguments, {}, datetime.now(UTC))
     settings = op.read_settings(file, {}, named=True)
     try:
-        return op.carry_out(order, settings, {})
+        return op.carry_out(order, settings)
     except op.PollerError as error:
         return error.exit
 

@@ -444,12 +444,7 @@ def test_of_an_error_without_end_no_more_than_a_megabyte_is_read() -> None:
             return len(buffer)
 
     bodies = [Endless(), Endless()]
-    answers = []
-    for body in bodies:
-        response = make_response(503)
-        del response.headers["Content-Length"]
-        response.raw = HTTPResponse(body, status=503, preload_content=False)
-        answers.append(response)
+    answers = [HTTPResponse(b, status=503, preload_content=False) for b in bodies]
     http, _ = make_http(*answers)
     with pytest.raises(SourceError, match=r"an answer of more than 1 MB \(2 tries\)"):
         http.ask(call(tries=2), body_of)

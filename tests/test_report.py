@@ -182,6 +182,14 @@ def test_a_poll_that_never_came_to_an_end_is_a_hole(book: Book) -> None:
     assert "[2026-05-20T10:00:00, 2026-05-20T11:50:00)" in text
 
 
+def test_what_was_polled_for_the_first_time_this_second_is_no_hole(book: Book) -> None:
+    book.state.set_watermark(DIRECTORY, NOW)
+    code, text = book.report()
+    assert code == 0
+    assert rows(text) == {}
+    assert text.splitlines()[-1].startswith("verdict: complete")
+
+
 def test_no_state_is_nothing_polled_yet_and_none_is_made(
     tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -211,11 +219,11 @@ def test_a_state_that_is_none_proves_nothing_and_is_left_alone(
 
 def test_the_ledger_cannot_be_written_through_the_report(book: Book) -> None:
     book.polled(at(hours=1), NOW)
-    ledger = op.Ledger.open(book.state.path, azure())
-    assert ledger is not None
-    with pytest.raises(op.StateError, match="readonly"):
+    with (
+        op.opened_ledger(book.state.path, azure()) as ledger,
+        pytest.raises(op.StateError, match="readonly"),
+    ):
         ledger._rows("DELETE FROM polled")
-    ledger.close()
 
 
 def test_a_big_ledger_costs_the_report_no_memory(book: Book) -> None:
