@@ -68,13 +68,41 @@ def test_no_more_than_the_workers_fetch_at_once() -> None:
         with lock:
             now += 1
             most = max(most, now)
-        time.sleep(0.005)
+        time.sleep(0.05)
         with lock:
             now -= 1
         return fetched(blob)
 
     assert len(list(Downloads(fetch, 3, LIMIT).run(blobs(40)))) == 40
     assert most == 3
+
+
+def test_where_answers_come_at_once_one_worker_is_enough() -> None:
+    names: set[str] = set()
+
+    def fetch(blob: Blob, room: Room, stop: threading.Event) -> Fetched:
+        names.add(threading.current_thread().name)
+        return fetched(blob)
+
+    assert len(list(Downloads(fetch, 8, LIMIT).run(blobs(300)))) == 300
+    assert len(names) < 8
+
+
+def test_a_download_that_hangs_keeps_no_other_waiting() -> None:
+    goes_on = threading.Event()
+
+    def fetch(blob: Blob, room: Room, stop: threading.Event) -> Fetched:
+        if blob.id in ("0", "1"):
+            assert goes_on.wait(10)
+        return fetched(blob)
+
+    results = Downloads(fetch, 3, LIMIT).run(blobs(30))
+    began = time.monotonic()
+    others = [next(results) for _ in range(28)]
+    assert time.monotonic() - began < 5
+    assert {r.blob.id for r in others if r} == {str(n) for n in range(2, 30)}
+    goes_on.set()
+    assert len(list(results)) == 2
 
 
 def test_the_listing_waits_when_nobody_takes_results_further() -> None:
