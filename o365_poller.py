@@ -2064,27 +2064,29 @@ class State:
         with self._transaction():
             self._record(content_type, changes, now, 0)
 
-    def pending(self, content_type: str) -> Iterator[Pending]:
-        """The blobs that wait to be fetched: first those that were tried least.
-
-        An outage may end a round of retries; in the next each has its turn. The round
-        is that of now, whatever is recorded meanwhile; it is read page by page.
-        """
+    def begin_round(self) -> None:
+        """Note which blobs wait now: those that this run is to try once more."""
         with self._transaction():
-            for statement in (
-                "CREATE TEMP TABLE IF NOT EXISTS turn (n INTEGER PRIMARY KEY, id TEXT)",
-                "DELETE FROM turn",
-            ):
-                self._connection.execute(statement)
             self._connection.execute(
-                "INSERT INTO turn (id) SELECT content_id FROM pending "
-                "WHERE content_type = ? ORDER BY tries, created",
-                (content_type,),
+                "CREATE TEMP TABLE IF NOT EXISTS "
+                "round (n INTEGER PRIMARY KEY, type TEXT, id TEXT)"
             )
+            self._connection.execute("DELETE FROM round")
+            self._connection.execute(
+                "INSERT INTO round (type, id) "
+                "SELECT content_type, content_id FROM pending ORDER BY tries, created"
+            )
+
+    def pending(self, content_type: str) -> Iterator[Pending]:
+        """The blobs that wait since before the round: first those tried least.
+
+        An outage may end a round; in the next each has its turn. Read page by page.
+        """
         last = 0
         while rows := self._rows(
-            f"SELECT n, {PENDING_COLUMNS} FROM turn JOIN pending ON content_id = id "
-            "WHERE content_type = ? AND n > ? ORDER BY n LIMIT 500",
+            f"SELECT n, {PENDING_COLUMNS} FROM round JOIN pending "
+            "ON content_type = type AND content_id = id "
+            "WHERE type = ? AND n > ? ORDER BY n LIMIT 500",
             content_type,
             last,
         ):
@@ -4287,6 +4289,7 @@ class Run:
 
         Raises TokenError, SinkError and StateError, which end a run.
         """
+        self.ports.state.begin_round()
         for content_type in self.subscribed(content_types):
             tally = self.tally(content_type)
             jobs = self.plan(content_type, tally)

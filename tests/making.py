@@ -14,8 +14,10 @@ from o365_poller import (
     Credential,
     Host,
     Logstash,
+    Pending,
     Poll,
     Secret,
+    State,
 )
 
 TENANT = "11111111-2222-4333-8444-555555555555"
@@ -96,3 +98,9 @@ def make_logstash(*hosts: str, tls: bool = False, timeout: float = 5) -> Logstas
         timeout_seconds=timeout,
         run_events=False,
     )
+
+
+def waiting(state: State, content_type: str) -> list[Pending]:
+    """The blobs that wait now."""
+    state.begin_round()
+    return list(state.pending(content_type))

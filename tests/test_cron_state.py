@@ -118,7 +118,7 @@ def test_a_catch_up_that_is_killed_goes_on_at_the_slice_where_it_was(
     assert timedelta(days=1, hours=12) < age < timedelta(days=2, hours=12)
     site.office.journal.clear()
     assert_quiet(site.run())
-    asked_from = windows(site)[0][0]
+    asked_from = min(windows(site))[0]  # what was killed may be noted late
     assert asked_from == f"{mark - timedelta(minutes=5):%Y-%m-%dT%H:%M:%S}"
     assert_delivered(site, old + new)
 

@@ -20,6 +20,7 @@ import pytest
 from delivery_model import BIRTH, ROOT, TENANT, a_tenant
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from making import waiting
 
 import o365_poller as op
 
@@ -232,7 +233,7 @@ def test_a_listing_is_broken_or_can_be_lived_with(body: bytes) -> None:
             assert isinstance(waits, op.Pending | op.Lost)
             if isinstance(waits, op.Pending):
                 state.settle("Audit.Exchange", op.Changes(pending=[waits]), NOW)
-            assert list(state.pending("Audit.Exchange")) is not None
+            assert waiting(state, "Audit.Exchange") is not None
             state.settle("Audit.Exchange", op.Changes(lost=[gone]), NOW)
             done = [op.Delivered(blob, 1, 1)]
             state.settle("Audit.Exchange", op.Changes(delivered=done), NOW)

@@ -10,10 +10,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from making import NOW, TYPE, ago, make_azure, make_blob, make_poll
+from making import NOW, TYPE, ago, make_azure, make_blob, make_poll, waiting
 
 from o365_poller import (
     OUTAGE_FAILURES,
+    TRIES,
     AnswerError,
     Batch,
     Blob,
@@ -353,14 +354,14 @@ def test_a_failing_blob_waits_and_is_tried_once_by_the_next_run(world: World) ->
     world.api.failing = {"b": broken("HTTP 503")}
     assert world.poll().exit is Exit.INCOMPLETE
     assert world.state.watermark(TYPE) == NOW
-    assert [p.blob.id for p in world.state.pending(TYPE)] == ["b"]
+    assert [p.blob.id for p in waiting(world.state, TYPE)] == ["b"]
     world.api.tries.clear()
     assert world.poll().exit is Exit.INCOMPLETE
     assert ("b", 1) in world.api.tries
     assert len([one for one in world.api.tries if one[0] == "b"]) == 1
     world.api.failing = {}
     assert world.poll().exit is Exit.OK
-    assert list(world.state.pending(TYPE)) == []
+    assert waiting(world.state, TYPE) == []
     assert "b" in world.ids()
 
 
@@ -387,7 +388,7 @@ def test_twenty_failures_that_others_part_are_no_outage(world: World) -> None:
     world.api.failing = {name: broken("HTTP 503") for name in bad}
     assert world.poll().exit is Exit.INCOMPLETE
     assert world.state.watermark(TYPE) == NOW
-    assert {one.blob.id for one in world.state.pending(TYPE)} == bad
+    assert {one.blob.id for one in waiting(world.state, TYPE)} == bad
     assert set(world.ids()) == set(names) - bad
 
 
@@ -427,7 +428,7 @@ def test_a_defect_at_one_blob_is_1_and_the_others_are_delivered(
     assert "a defect of this program at blob b; the blob waits" in caplog.text
     assert "KeyError: 'no such thing'" in caplog.text
     assert world.ids() == ["a", "c"]
-    assert [one.blob.id for one in world.state.pending(TYPE)] == ["b"]
+    assert [one.blob.id for one in waiting(world.state, TYPE)] == ["b"]
     assert world.state.watermark(TYPE) == NOW
 
 
@@ -604,3 +605,14 @@ def test_halving_makes_no_more_than_sixteen_open_spans(
     world.api.breaks = {n: broken() for n in range(open_)}
     world.poll()
     assert len(world.state.given_up(TYPE)) == then
+
+
+def test_a_blob_that_begins_to_wait_is_tried_once_more_by_the_next_run(
+    world: World,
+) -> None:
+    world.api.blobs = [make_blob("a", created=ago(minutes=3))]
+    world.api.failing = {"a": broken("HTTP 503")}
+    world.poll()
+    assert world.api.tries == [("a", TRIES)]
+    world.poll()
+    assert world.api.tries[1:] == [("a", 1)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from making import NOW, OTHER_TENANT, TYPE, ago, make_azure, make_blob
+from making import NOW, OTHER_TENANT, TYPE, ago, make_azure, make_blob, waiting
 
 from o365_poller import (
     RETENTION_MARGIN,
@@ -187,7 +187,7 @@ def test_a_malformed_database_is_unreadable(file: Path) -> None:
     data[4096:] = b"\xff" * (len(data) - 4096)
     file.write_bytes(data)
     with pytest.raises(UnreadableStateError):
-        list(open_state(file).pending(TYPE))
+        waiting(open_state(file), TYPE)
 
 
 def test_a_busy_database_is_an_error_and_not_unreadable(
@@ -368,13 +368,13 @@ def test_a_pending_blob_waits_is_counted_and_is_left_out_of_slices(
 ) -> None:
     one = pending("a", ago(hours=1))
     state.settle(TYPE, Changes(pending=[one]), NOW)
-    assert list(state.pending(TYPE)) == [one]
+    assert waiting(state, TYPE) == [one]
     assert state.pending_count(TYPE) == 1
     assert state.pending_count("DLP.All") == 0
     assert state.known(TYPE, Purpose.POLL)(one.blob)
     assert not state.known(TYPE, Purpose.BACKFILL)(one.blob)
     state.settle(TYPE, Changes(pending=[pending("a", ago(hours=1))]), NOW + HOUR)
-    (again,) = state.pending(TYPE)
+    (again,) = waiting(state, TYPE)
     assert (again.tries, again.since) == (2, NOW)
 
 
@@ -384,6 +384,7 @@ def test_a_round_of_pending_blobs_is_that_of_its_beginning_and_read_by_the_page(
     many = [pending(f"{n:04}", ago(seconds=5000 - n)) for n in range(1200)]
     state.settle(TYPE, Changes(pending=many), NOW)
     met = []
+    state.begin_round()
     for waits in state.pending(TYPE):
         met.append(waits.blob.id)
         state.settle(TYPE, Changes(pending=[waits]), NOW)  # it fails once more
@@ -400,7 +401,7 @@ def test_pending_ends_by_delivery_or_loss(state: State) -> None:
     state.settle(TYPE, Changes(pending=[pending("a"), pending("b")]), NOW)
     lost = Lost(TYPE, blob_window(make_blob("b")), "gone", "b")
     state.settle(TYPE, Changes(delivered=[delivered("a")], lost=[lost]), NOW)
-    assert list(state.pending(TYPE)) == []
+    assert waiting(state, TYPE) == []
     assert state.known(TYPE, Purpose.POLL)(make_blob("b"))
 
 
