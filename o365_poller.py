@@ -1642,6 +1642,28 @@ def state_errors(path: Path) -> Iterator[None]:
         ) from None
 
 
+@contextlib.contextmanager
+def file_errors(path: Path) -> Iterator[None]:
+    """Turn the file system's errors into ours."""
+    try:
+        yield
+    except OSError as error:
+        raise StateError(
+            f"state file {path}: {error.strerror}",
+            "nothing was asked or sent",
+            "see that this user may write the file and its folder",
+        ) from None
+
+
+def inode(path: Path) -> int | None:
+    """The number of a state file; None if there is none. Raises StateError."""
+    with file_errors(path):
+        try:
+            return path.stat().st_ino
+        except FileNotFoundError:
+            return None
+
+
 class State:
     """The state database of one tenant. Times go in and out as aware UTC."""
 
@@ -1666,19 +1688,13 @@ class State:
         A state that replaces an unreadable one begins with the last 7 days. Raises
         StateError, and UnreadableStateError for a file that is no database.
         """
-        try:
-            fresh = not path.exists()
+        with file_errors(path):
+            fresh = inode(path) is None
             if fresh:
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             path.chmod(0o600)
             # A state cut down to nothing was more than a first run.
             replaces = replaces or (not fresh and path.stat().st_size == 0)
-        except OSError as error:
-            raise StateError(
-                f"state file {path}: {error.strerror}",
-                "nothing was asked or sent",
-                "see that this user may write the file and its folder",
-            ) from None
         with state_errors(path):
             connection = sqlite3.connect(
                 path, BUSY_SECONDS, isolation_level=None, check_same_thread=False
@@ -2287,7 +2303,7 @@ def set_aside(
     mark = now.strftime("%Y%m%dT%H%M%SZ")
     for suffix in ("", "-journal", "-wal", "-shm"):
         file = path.with_name(path.name + suffix)
-        with contextlib.suppress(FileNotFoundError):
+        with file_errors(path), contextlib.suppress(FileNotFoundError):
             file.rename(file.with_name(f"{path.name}.unreadable-{mark}{suffix}"))
     log.warning(
         "state file %s is unreadable (%s) and was set aside as %s.unreadable-%s; "
@@ -4453,8 +4469,8 @@ class Run:
 
     def work(self, jobs: Sequence[Slice], tally: Tally, purpose: Purpose) -> None:
         """Deliver slices, oldest first; one that fails stays open, the others go on."""
-        given_up: list[Slice] = []
-        broken: list[Slice] = []
+        given_up: list[Slice] = []  # of this run, ahead
+        broken: list[Slice] = []  # of earlier runs, once more
         for number, job in enumerate(jobs, 1):
             tally.cover(job.window)
             self._progress.slice(job, number, len(jobs))
@@ -4475,12 +4491,13 @@ class Run:
             begun = self.leave_open(begun, batch.changes, error, tally, purpose, newest)
             if ahead:
                 given_up.append(begun)
-            elif not isinstance(error, OutageError):
+            elif job.reopened and not isinstance(error, OutageError):
                 broken.append(begun)
             if isinstance(error, RefusedError):
                 break
-        if purpose is Purpose.POLL and len(broken) < len(jobs) and not given_up:
-            self.narrow(broken)
+        else:
+            if len(broken) < len(jobs) and not given_up:
+                self.narrow(broken)
         self.measure_lag(tally)
 
     def leave_open(
@@ -5334,7 +5351,7 @@ def check_logstash(settings: Logstash) -> list[Step]:
 
 def check_file(name: str, path: Path) -> Step:
     """Whether a file can be written, or made."""
-    there = path.exists()
+    there = os.access(path, os.F_OK)
     if os.access(path if there else path.parent, os.W_OK):
         return Step(name, f"{path}{'' if there else ': none yet; a poll makes it'}")
     fix = "see that this user may write the file and its folder"
@@ -5345,22 +5362,22 @@ def check_state(
     path: Path, azure: Azure, content_types: Sequence[str]
 ) -> Iterator[Step]:
     """The state, read only: how far each content type has got."""
-    step = check_file("state", path)
     again = "nothing to do: the next poll polls the last 7 days again"
-    if step.fix or not path.exists():
-        yield step
-        return
-    if not path.stat().st_size:
-        yield Step("state", f"{path} is empty", again)
-        return
     try:
+        there, step = inode(path), check_file("state", path)
+        if step.fix or not there:
+            yield step
+            return
+        if not path.stat().st_size:
+            yield Step("state", f"{path} is empty", again)
+            return
         with contextlib.closing(State.look(path, azure)) as state:
             for content_type in content_types:
                 yield check_progress(state, content_type)
     except UnreadableStateError as error:
         yield Step("state", f"{path} is unreadable ({plain(str(error))})", again)
     except StateError as error:
-        if path.with_name(path.name + "-journal").exists():
+        if os.access(f"{path}-journal", os.F_OK):
             # To read it would be to write it: SQLite undoes first what is half-written.
             undo = (
                 "nothing to do: the next poll undoes what a killed one left "
@@ -5651,7 +5668,7 @@ def report(
     window = Window(max(oldest, start), max(oldest, end))
     path, azure = settings.poll.state_file, settings.azure
     findings: dict[str, Finding] = {}
-    if path.exists():
+    if inode(path):
         settled = now - settings.poll.window
         with opened_ledger(path, azure) as ledger:
             for content_type in content_types:
@@ -5944,7 +5961,7 @@ def carry_out(order: Order, settings: Settings, *, again: bool = True) -> Exit:
         return report(settings, wanted, order.window, now)
     if order.stdout:
         return run_with(order, settings, State.nowhere(azure, now), wanted)
-    opened = path.exists() and path.stat().st_ino
+    opened = inode(path)
     lock = state_lock(path) if order.polls else contextlib.nullcontext()
     try:
         with lock, contextlib.closing(State.open(path, azure, every, now)) as state:
@@ -5952,9 +5969,7 @@ def carry_out(order: Order, settings: Settings, *, again: bool = True) -> Exit:
     except UnreadableStateError as error:
         reason = str(error)
     with state_lock(path):
-        if (
-            path.exists() and path.stat().st_ino == opened
-        ):  # else another poll has put it aside by now
+        if inode(path) == opened:  # else another poll has put it aside by now
             set_aside(path, azure, every, now, reason).close()
     return carry_out(order, settings, again=False) if again else Exit.INCOMPLETE
 

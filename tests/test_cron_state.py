@@ -762,3 +762,16 @@ def test_a_delivered_blob_that_the_overlap_finds_gone_is_no_loss(site: Site) -> 
     assert_quiet(site.run())
     site.office.fail("blob", faults.af("AF20051"))
     assert_quiet(site.run())
+
+
+@pytest.mark.parametrize("flags", [(), ("--start", "1h"), ("--report",), ("--check",)])
+def test_a_state_file_that_cannot_be_looked_at_is_no_defect(
+    site: Site, flags: tuple[str, ...]
+) -> None:
+    site.set("poll", state_file="x" * 300)
+    result = site.run(*flags)
+    assert "Traceback" not in result.err
+    assert result.code == 2
+    assert "File name too long" in result.err + result.out
+    if "--check" not in flags:
+        assert site.office.journal.requests == []

@@ -587,6 +587,13 @@ def test_an_open_span_that_breaks_again_while_others_go_well_is_halved(
     assert len(world.state.given_up(TYPE)) == 2
 
 
+def test_an_open_span_that_is_refused_is_not_halved(world: World) -> None:
+    open_spans(world, (timedelta(hours=1), timedelta(minutes=8)))
+    world.api.breaks = {0: RefusedError("no permission", "b", "c")}
+    world.poll()
+    assert len(world.state.given_up(TYPE)) == 1
+
+
 def test_a_span_of_less_than_a_minute_is_not_halved(world: World) -> None:
     open_spans(world, (timedelta(hours=1), timedelta(seconds=59)))
     world.api.breaks = {0: broken()}
