@@ -68,7 +68,6 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -1583,13 +1582,17 @@ class Lost(NamedTuple):
         return f"{self.content_type}: {self.window}: {self.reason}"
 
 
-@dataclass
 class Changes:
     """What one transaction writes about one content type."""
 
-    delivered: list[Delivered] = field(default_factory=list)
-    pending: list[Pending] = field(default_factory=list)
-    lost: list[Lost] = field(default_factory=list)
+    def __init__(
+        self,
+        delivered: Iterable[Delivered] = (),
+        pending: Iterable[Pending] = (),
+        lost: Iterable[Lost] = (),
+    ) -> None:
+        self.delivered, self.pending = list(delivered), list(pending)
+        self.lost = list(lost)
 
 
 class Purpose(enum.Enum):
@@ -4191,19 +4194,15 @@ class Ports(NamedTuple):
     workers: int
 
 
-@dataclass
 class Tally:
     """What became of one content type in this run."""
 
-    content_type: str
     window: Window | None = None
-    blobs: int = 0
-    events: int = 0
-    bytes: int = 0
-    pending: int = 0
-    lost: int = 0
+    blobs = events = bytes = pending = lost = 0
     lag_seconds: float | None = None
-    exits: set[Exit] = field(default_factory=set)
+
+    def __init__(self, content_type: str, exits: Iterable[Exit] = ()) -> None:
+        self.content_type, self.exits = content_type, set(exits)
 
     def count(self, changes: Changes) -> None:
         """Add what a batch has brought."""
@@ -4225,13 +4224,13 @@ class Tally:
         )
 
 
-@dataclass
 class Batch:
     """Lines on their way, and what to record once they are taken."""
 
-    pieces: list[bytes] = field(default_factory=list)
-    bytes: int = 0
-    changes: Changes = field(default_factory=Changes)
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.bytes = 0
+        self.changes = Changes()
 
     def add(self, fetched: Fetched) -> None:
         """Take a blob's lines in."""
