@@ -4785,16 +4785,21 @@ TAIL_LENGTH = 16 * 1024
 LOSSES_NAMED = 50
 
 
+def dated_formatter() -> logging.Formatter:
+    """Lines that are kept: each with its time, in UTC, and its process."""
+    formatter = logging.Formatter(
+        "%(asctime)sZ %(levelname)-7s [%(process)d] %(message)s", "%Y-%m-%dT%H:%M:%S"
+    )
+    formatter.converter = time.gmtime
+    return formatter
+
+
 class LogTail(logging.Handler):
     """Keeps the newest lines of this run's log, within TAIL_LENGTH, for a mail."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
-        formatter = logging.Formatter(
-            "%(asctime)sZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S"
-        )
-        formatter.converter = time.gmtime
-        self.setFormatter(formatter)
+        self.setFormatter(dated_formatter())
         self.addFilter(is_kept)
         self.addFilter(Redactor())
         self.text = ""
@@ -5760,11 +5765,7 @@ def set_up_log_file(settings: Logging, config: Path) -> None:
             f"{settings.file} ({error.strerror})"
         )
         raise ConfigError([complaint]) from None
-    formatter = logging.Formatter(
-        "%(asctime)sZ %(levelname)-7s [%(process)d] %(message)s", "%Y-%m-%dT%H:%M:%S"
-    )
-    formatter.converter = time.gmtime
-    handler.setFormatter(formatter)
+    handler.setFormatter(dated_formatter())
     handler.setLevel(settings.level)
     handler.addFilter(is_kept)
     handler.addFilter(Redactor())

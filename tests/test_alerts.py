@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -142,7 +143,7 @@ def test_the_null_token_case_is_mailed_with_what_entra_id_said(site: Site) -> No
     assert site.office.tenant_id in str(mail["Subject"])
     # The end of the log, as it went on this time.
     tail = text.partition("The end of this run's log:")[2]
-    assert "ERROR   no access token" in tail
+    assert re.search(r"ERROR   \[\d+\] no access token", tail)
     assert "no access token" in tail
 
 
