@@ -3118,6 +3118,18 @@ def replace_file(file: Path, text: str) -> None:
         fresh.unlink(missing_ok=True)
 
 
+def read_names(response: BaseHTTPResponse) -> dict[str, str]:
+    """The names by id, in lower case, of Graph's answer: a list, or one application."""
+    try:
+        told = json.loads(read_answer(response).body)
+        rows = told.get("value", [told])
+        return {
+            row["appId"].lower(): (row["displayName"] or "")[:NAME_MOST] for row in rows
+        }
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise BrokenAnswerError("Graph's answer lists no applications") from None
+
+
 def ask_graph(
     graph_root: str, http: Http, bearer: Bearer, app_ids: Sequence[str]
 ) -> dict[str, str]:
@@ -3126,20 +3138,27 @@ def ask_graph(
     At most GRAPH_BATCH ids, in lower case. Raises AnswerError, PollerError.
     """
 
-    def take(response: BaseHTTPResponse) -> dict[str, str]:
-        try:
-            rows = json.loads(read_answer(response).body)["value"]
-            found = {row["appId"].lower(): row["displayName"] or "" for row in rows}
-            return {key: found.get(key, "")[:NAME_MOST] for key in app_ids}
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise BrokenAnswerError("Graph's answer lists no applications") from None
+    def ask(rest: str) -> dict[str, str]:
+        url = f"{graph_root}/v1.0/servicePrincipals{rest}$select=appId,displayName"
+        # Not retried: the next run asks again, and an event does not wait for it.
+        call = Call("GET", url, "names of applications", retried=frozenset())
+        return http.ask(call, read_names, bearer)
 
     wanted = quote(" or ".join(f"appId eq '{app_id}'" for app_id in app_ids))
-    url = f"{graph_root}/v1.0/servicePrincipals?$filter={wanted}"
-    url += "&$select=appId,displayName"
-    # Not retried: the next run asks again, and an event does not wait for it.
-    call = Call("GET", url, "names of applications", retried=frozenset())
-    return http.ask(call, take, bearer)
+    try:
+        found = ask(f"?$filter={wanted}&")
+    except AnswerError as error:
+        if error.judgement.verdict not in (Verdict.FAILED, Verdict.MISSING):
+            raise
+        # Documented for one id; should Graph not take several, then one by one.
+        found = {}
+        for app_id in app_ids:
+            try:
+                found |= ask(f"(appId='{app_id}')?")
+            except AnswerError as missing:
+                if missing.judgement.verdict is not Verdict.MISSING:
+                    raise
+    return {app_id: found.get(app_id, "") for app_id in app_ids}
 
 
 class ApplicationNames:

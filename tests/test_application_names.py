@@ -409,6 +409,21 @@ def test_ids_travel_together(site: Site, logstash: LogstashStandIn) -> None:
     assert len(site.office.journal.of("graph")) == len(asked)
 
 
+def test_where_graph_takes_no_filter_each_is_asked_for_by_its_key(
+    site: Site, logstash: LogstashStandIn
+) -> None:
+    site.office.fail(
+        "graph", faults.status(400), match=lambda ask: bool(ask.value("$filter"))
+    )
+    publish(site.office, PAYROLL, UNKNOWN)
+    assert named(site).run().code == 0
+    logstash.clear()
+    assert site.run().code == 0
+    assert names_of(logstash) == ["Emulated payroll", None]
+    asked = [one.status for one in site.office.journal.of("graph")]
+    assert sorted(asked) in ([200, 400, 404], [200, 400, 400, 404])
+
+
 def test_the_permission_that_is_missing_is_noted_once(
     site: Site, logstash: LogstashStandIn
 ) -> None:
