@@ -38,6 +38,7 @@ import codecs
 import configparser
 import contextlib
 import enum
+import errno
 import fcntl
 import functools
 import gc
@@ -731,7 +732,9 @@ def read_credential(azure: Section) -> Credential:
     given = [key for key in files if key in azure.values]
     secret = Secret(azure.text("client_secret"))
     if secret:
-        if given or not azure.places["client_secret"].startswith("environment"):
+        if given or not azure.places["client_secret"].startswith(
+            "environment: O365_POLLER_"
+        ):
             azure.complain(
                 "client_secret",
                 "it in the environment alone, never in the file, and with no "
@@ -1759,7 +1762,7 @@ class State:
     def _check_owner(self, azure: Azure) -> None:
         for key in ("tenant_id", "api_root"):
             theirs, ours = self._get(key), getattr(azure, key)
-            if theirs != ours:
+            if (theirs or "").lower() != ours.lower():
                 raise StateError(
                     f"state file {self.path} belongs to {key} {theirs}, not {ours}",
                     "nothing was asked or sent",
@@ -2407,9 +2410,11 @@ def make_pools(
     requests reads the CA file for each connection and the environment for each request.
     """
     from requests.adapters import HTTPAdapter
-    from requests.utils import get_environ_proxies, select_proxy
+    from requests.exceptions import InvalidSchema
+    from requests.utils import get_auth_from_url, get_environ_proxies, select_proxy
     from urllib3 import PoolManager
-    from urllib3.exceptions import LocationParseError
+    from urllib3.exceptions import LocationParseError, ProxySchemeUnknown
+    from urllib3.util import parse_url
 
     adapter = HTTPAdapter(pool_maxsize=connections)
     direct = PoolManager(maxsize=connections, ssl_context=context)
@@ -2424,6 +2429,15 @@ def make_pools(
                 if proxy:
                     proxy = proxy if "://" in proxy else f"http://{proxy}"
                     manager = adapter.proxy_manager_for(proxy, ssl_context=context)
+                    shown = adapter.proxy_headers(proxy).get("Proxy-Authorization", "")
+                    # A proxy may echo them.
+                    Secret(shown.partition(" ")[2])
+                    Secret(get_auth_from_url(proxy)[1])
+                    if not parse_url(proxy).host:
+                        raise LocationParseError("no host")
+            except (InvalidSchema, ProxySchemeUnknown) as error:
+                said = f"HTTPS_PROXY: {error}"
+                raise OSError(errno.EPROTONOSUPPORT, said) from None
             except ValueError:  # it would quote the address, and with it the password
                 raise LocationParseError("the proxy") from None
             pools[host] = manager.connection_from_url(url)
@@ -2519,6 +2533,8 @@ def clean_reason(error: BaseException) -> str:
 def read_pieces(response: BaseHTTPResponse) -> Iterator[bytes]:
     """A body as it came over the wire, in pieces; one piece where that is small."""
     length = response.headers.get("Content-Length", "")
+    if "Transfer-Encoding" in response.headers:
+        length = ""  # of no meaning beside it, and not what read() goes by
     if re.fullmatch(r"[0-9]{1,9}", length) and int(length) <= CHUNK:
         yield response.read(decode_content=False)
         return
@@ -2927,9 +2943,12 @@ class TokenSource:
         """Get a token into place."""
         told = self._ask_msal()
         value = told.get("access_token") if isinstance(told, Mapping) else None
-        if not isinstance(value, str) or not value:
+        # What is no header's text http.client would quote in its complaint.
+        if not isinstance(value, str) or not re.fullmatch("[!-~]+", value):
             raise token_error(self._msal_http.status, told)
-        life = float(told.get("expires_in") or 0)
+        life = 0.0
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
+            life = float(told.get("expires_in") or 0)
         self._token = Secret(value)
         # Renewed five minutes early, or halfway where it lives no longer than that.
         self._good_until = time.monotonic() + max(life - 300, life / 2)
@@ -3699,8 +3718,10 @@ class Downloads:
                 if isinstance(result, BaseException):
                     raise result
                 if isinstance(result, Listed):
-                    listed = result
-                    continue
+                    listed, result = result, None
+                    if not self.budget.waiting:
+                        continue
+                    # A nudge: while this lay in the queue nobody seemed to starve.
                 done += result is not None
                 yield result
         finally:
@@ -5372,10 +5393,20 @@ def check_logstash(settings: Logstash) -> list[Step]:
     return [step._replace(exit=Exit.OK) if some else step for step in steps]
 
 
-def check_file(name: str, path: Path) -> Step:
-    """Whether a file can be written, or made."""
+def is_writable(path: Path) -> bool:
+    """Whether a file can be written, or made where there is none."""
+    try:
+        if path.exists():
+            return os.access(path, os.W_OK) and not path.is_dir()
+        return os.access(path.parent, os.W_OK) and not path.is_symlink()
+    except OSError:  # a name that is too long
+        return False
+
+
+def check_file(name: str, path: Path, *, beside: bool = False) -> Step:
+    """Whether a file can be written, or made; and others beside it, if they must."""
     there = os.access(path, os.F_OK)
-    if os.access(path if there else path.parent, os.W_OK):
+    if is_writable(path) and (not beside or os.access(path.parent, os.W_OK)):
         return Step(name, f"{path}{'' if there else ': none yet; a poll makes it'}")
     fix = "see that this user may write the file and its folder"
     return Step(name, f"{path} cannot be written", fix, Exit.USAGE)
@@ -5387,7 +5418,10 @@ def check_state(
     """The state, read only: how far each content type has got."""
     again = "nothing to do: the next poll polls the last 7 days again"
     try:
-        there, step = inode(path), check_file("state", path)
+        there, step = inode(path), check_file("state", path, beside=True)
+        lock = path.with_name(path.name + ".lock")
+        if inode(lock) and not is_writable(lock):
+            step = check_file("state", lock)
         if step.fix or not there:
             yield step
             return

@@ -569,6 +569,21 @@ def test_polls_that_no_longer_come_are_told(site: Site) -> None:
     assert found["state DLP.All"] == ("ok", "not polled yet")
 
 
+@pytest.mark.parametrize("what", ["lock", "link", "long"])
+def test_what_a_poll_would_fail_at_beside_the_state_is_told(
+    site: Site, what: str
+) -> None:
+    if what == "lock":
+        (site.folder / "config.db.lock").mkdir()
+    elif what == "link":
+        (site.folder / "config.db").symlink_to(site.folder / "nowhere" / "x")
+    else:
+        site.set("poll", state_file="x" * 255)
+    checked, polled = site.run("--check"), site.run()
+    assert (checked.code, polled.code) == (2, 2)
+    assert "FAIL  state: " in checked.out
+
+
 def test_a_state_that_cannot_be_written_is_told(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

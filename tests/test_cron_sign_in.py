@@ -453,6 +453,49 @@ def test_a_proxy_that_is_not_there_is_said_and_nothing_goes_around_it(
 PROXY_PASSWORD = "hunter2secret"
 
 
+def test_a_proxy_that_echoes_its_password_shows_it_to_nobody(site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    peer, _ = server.accept()
+                    with peer:
+                        asked = peer.recv(65536).decode()
+                        said = asked.partition("Proxy-Authorization: ")[2].split("\r")[
+                            0
+                        ]
+                        answer = f"HTTP/1.1 407 {said} is {PROXY_PASSWORD}\r\n\r\n"
+                        peer.sendall(answer.encode())
+
+        threading.Thread(target=serve, daemon=True).start()
+        proxy = f"http://user:{PROXY_PASSWORD}@127.0.0.1:{server.getsockname()[1]}"
+        result = run_changed(site, HURRY, "-vv", env={"HTTPS_PROXY": proxy})
+    assert result.code == 3
+    assert "407 Basic *** is ***" in result.err
+    encoded = base64.b64encode(f"user:{PROXY_PASSWORD}".encode()).decode()
+    for shown in (result.err, (site.folder / "poller.log").read_text()):
+        assert PROXY_PASSWORD not in shown
+        assert encoded not in shown
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("socks5h://127.0.0.1:1", "HTTPS_PROXY: Missing dependencies for SOCKS"),
+        ("nonsense://127.0.0.1:1", "HTTPS_PROXY: Proxy URL had unsupported scheme"),
+        ("http://", "an address cannot be read; if it is HTTPS_PROXY"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_said(
+    site: Site, address: str, words: str
+) -> None:
+    result = run_changed(site, HURRY, env={"HTTPS_PROXY": address})
+    assert result.code == 3
+    assert words in result.err
+    assert site.office.journal.requests == []
+
+
 @pytest.mark.parametrize(
     "address",
     [

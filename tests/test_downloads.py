@@ -88,6 +88,44 @@ def test_where_answers_come_at_once_one_worker_is_enough() -> None:
     assert len(names) < 8
 
 
+def test_the_end_of_the_listing_does_not_hide_that_a_download_waits_for_room() -> None:
+    """Else nobody wakes anybody: what is held is sent when the queue is found empty."""
+    handed, ends = threading.Event(), threading.Event()
+
+    def listing() -> Iterator[Blob]:
+        yield from blobs(2)
+        assert ends.wait(5)
+
+    def fetch(blob: Blob, room: Room, stop: threading.Event) -> Fetched:
+        assert blob.id == "0" or handed.wait(5)
+        room(60)
+        return fetched(blob, 60)
+
+    pool = Downloads(fetch, 2, LIMIT)
+    results = pool.run(listing())
+    assert next(results) is not None
+    handed.set()
+    wait_until(lambda: pool.budget.waiting == 1)
+    ends.set()
+    wait_until(lambda: pool._results.qsize() == 2)
+    done: list[Fetched] = []
+
+    def go_on() -> None:
+        held = 60
+        for result in results:
+            if isinstance(result, Fetched):
+                done.append(result)
+                held += result.bytes
+            if held and pool.starved():
+                pool.budget.free(held)
+                held = 0
+
+    thread = threading.Thread(target=go_on, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert [result.blob.id for result in done] == ["1"]
+
+
 def test_a_download_that_hangs_keeps_no_other_waiting() -> None:
     goes_on = threading.Event()
 

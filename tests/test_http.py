@@ -50,6 +50,7 @@ from o365_poller import (
     clean_reason,
     make_pools,
     read_answer,
+    read_pieces,
     tls_context,
 )
 
@@ -449,6 +450,15 @@ def test_of_an_error_without_end_no_more_than_a_megabyte_is_read() -> None:
     with pytest.raises(SourceError, match=r"an answer of more than 1 MB \(2 tries\)"):
         http.ask(call(tries=2), body_of)
     assert max(body.given for body in bodies) < 2 * MEGABYTE
+
+
+def test_a_length_beside_chunks_is_of_no_meaning() -> None:
+    body = b"x" * (3 * MEGABYTE)
+    headers = {"Transfer-Encoding": "chunked", "Content-Length": "10"}
+    response = make_response(200, body, headers)
+    pieces = list(read_pieces(response))
+    assert b"".join(pieces) == body
+    assert max(map(len, pieces)) < MEGABYTE
 
 
 def test_a_long_answer_without_a_length_is_read_in_pieces() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
 import re
 import sys
@@ -895,3 +896,12 @@ def test_the_redactor_blacks_out_secrets_in_message_arguments_and_traceback() ->
     assert "battery staple" not in text
     assert text.startswith("a *** b\n")
     assert "ValueError: *** inside" in text
+
+
+def test_a_file_named_like_the_environment_is_a_file_all_the_same(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "environment.ini").write_text("[azure]\nclient_secret = hush-hush\n")
+    with contextlib.chdir(tmp_path), pytest.raises(ConfigError) as caught:
+        read_settings(Path("environment.ini"), {}, named=True)
+    assert "never in the file" in str(caught.value)

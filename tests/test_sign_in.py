@@ -26,6 +26,7 @@ from o365_poller import (
     SourceError,
     TokenError,
     TokenSource,
+    UnreachedError,
     UnusableCredentialError,
     blacked_out,
     make_pools,
@@ -367,6 +368,29 @@ def test_a_login_root_with_a_path_keeps_its_path() -> None:
         "https://gateway.example.net/login/x/v2.0/.well-known/openid-configuration",
         "https://gateway.example.net/login/y?a=b+c",
     ]
+
+
+@pytest.mark.parametrize("token", ["one\nline", "bl ank", "\u00e9t\u00e9", "\u65e5"])
+def test_a_token_that_fits_no_header_is_no_token(
+    office: Emulator, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    source = make_source(office, by_key(office.credentials()))
+    told = {"access_token": token, "expires_in": 3599}
+    monkeypatch.setattr(source, "_ask_msal", lambda: told)
+    source._msal_http.status = 200
+    with pytest.raises(UnreachedError) as caught:
+        source.token()
+    assert token not in str(caught.value)
+
+
+@pytest.mark.parametrize("life", [10**400, "soon", None, [], "3599", 3599, -1])
+def test_whatever_a_token_says_of_its_life_it_serves(
+    office: Emulator, monkeypatch: pytest.MonkeyPatch, life: Any
+) -> None:
+    source = make_source(office, by_key(office.credentials()))
+    told = {"access_token": "aaaa.bbbb.cccc", "expires_in": life}
+    monkeypatch.setattr(source, "_ask_msal", lambda: told)
+    assert source.token().reveal() == "aaaa.bbbb.cccc"
 
 
 def test_no_instance_discovery_and_no_region(

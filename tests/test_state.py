@@ -149,6 +149,15 @@ def test_a_state_that_another_program_holds_is_no_full_disk(
     other.close()
 
 
+def test_a_root_in_other_letters_is_the_same_root(file: Path) -> None:
+    open_state(file).close()
+    connection = sqlite3.connect(file)
+    connection.execute("UPDATE meta SET value = upper(value) WHERE key = 'api_root'")
+    connection.commit()
+    connection.close()
+    open_state(file).close()
+
+
 def test_another_clouds_state_is_refused(file: Path) -> None:
     open_state(file).close()
     with pytest.raises(
