@@ -3718,10 +3718,8 @@ class Downloads:
                 if isinstance(result, BaseException):
                     raise result
                 if isinstance(result, Listed):
-                    listed, result = result, None
-                    if not self.budget.waiting:
-                        continue
-                    # A nudge: while this lay in the queue nobody seemed to starve.
+                    listed = result
+                    continue
                 done += result is not None
                 yield result
         finally:
@@ -3735,14 +3733,18 @@ class Downloads:
         Where answers come at once, one or two workers use the interpreter up, and more
         of them would only take turns: a seventh more CPU, and no blob sooner.
         """
-        while self._workers < self._most:
+        while True:
+            grows = self._workers < self._most
             try:
-                return self._results.get(timeout=WORKER_AFTER)
+                return self._results.get(timeout=WORKER_AFTER if grows else 0.5)
             except queue.Empty:
-                if not self._tasks.empty():
+                if self.budget.waiting:
+                    # When it began to wait, the queue was not empty: nobody seemed to
+                    # starve. Without this nudge nobody would wake anybody.
+                    return None
+                if grows and not self._tasks.empty():
                     self._workers += 1
                     threading.Thread(target=self._work, daemon=True).start()
-        return self._results.get()
 
     def _list(self, blobs: Iterator[Blob]) -> None:
         count, error = 0, None

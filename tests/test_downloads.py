@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -356,3 +357,53 @@ def test_a_pool_whose_room_is_used_up_asks_to_send_what_there_is() -> None:
     assert done == 30
     assert nudges > 0
     assert most <= LIMIT + 60
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_life_of_a_pool_hangs_and_each_blob_gives_one_result(seed: int) -> None:
+    """Any sizes, retries, failures, pauses of the sink, ends of the listing."""
+    chance = random.Random(seed)
+    count, limit = chance.choice([1, 5, 60]), chance.choice([50, 1000])
+    large = chance.choice([5, 3 * limit])
+
+    def fetch(blob: Blob, room: Room, stop: threading.Event) -> Fetched:
+        luck = random.Random(f"{seed} {blob.id}")
+        held = 0
+        for _ in range(luck.randint(1, 2)):  # a try, or a second one
+            room(0)
+            held = 0
+            for _ in range(luck.randint(0, 5)):
+                held += luck.choice([1, 10, 40, large])
+                room(held)
+                time.sleep(luck.choice([0, 0, 0.001, 0.004]))
+        if luck.random() < 0.2:
+            raise SourceError("no answer", "b", "c")
+        room(held)
+        return fetched(blob, held)
+
+    def listing() -> Iterator[Blob]:
+        for blob in blobs(count):
+            time.sleep(chance.choice([0, 0, 0, 0.01]))
+            yield blob
+        time.sleep(chance.choice([0, 0.01]))
+
+    pool = Downloads(fetch, chance.choice([1, 2, 8]), limit)
+    done: list[str] = []
+
+    def live() -> None:
+        batch = 0
+        for result in pool.run(listing()):
+            if result is not None:
+                done.append(result.blob.id)
+            if isinstance(result, Fetched):
+                batch += result.bytes
+            if batch and (batch >= limit // 2 or pool.starved()):
+                time.sleep(chance.random() / 500)
+                pool.budget.free(batch)
+                batch = 0
+
+    thread = threading.Thread(target=live, daemon=True)
+    thread.start()
+    thread.join(30)
+    pool.stop.set()
+    assert sorted(done, key=int) == [str(n) for n in range(count)]
