@@ -2401,6 +2401,28 @@ def load_requests() -> None:
             sys.modules.pop(name, None)
 
 
+def environment_proxy(url: str) -> str:
+    """The proxy that the environment names for a URL, "" if none. Raises ValueError.
+
+    What it is shown of its password is a secret from now on: it may echo that.
+    """
+    from requests.utils import get_auth_from_url, get_environ_proxies, select_proxy
+    from urllib3.util import make_headers, parse_url
+
+    proxy = select_proxy(url, get_environ_proxies(url, no_proxy=None))
+    if not proxy:
+        return ""
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    if not parse_url(proxy).host:
+        raise ValueError("no host")
+    user, password = get_auth_from_url(proxy)
+    if password:
+        shown = make_headers(proxy_basic_auth=f"{user}:{password}")
+        Secret(shown["proxy-authorization"].partition(" ")[2])
+        Secret(password)
+    return proxy
+
+
 def make_pools(
     context: ssl.SSLContext, connections: int
 ) -> Callable[[str], HTTPConnectionPool]:
@@ -2411,10 +2433,8 @@ def make_pools(
     """
     from requests.adapters import HTTPAdapter
     from requests.exceptions import InvalidSchema
-    from requests.utils import get_auth_from_url, get_environ_proxies, select_proxy
     from urllib3 import PoolManager
     from urllib3.exceptions import LocationParseError, ProxySchemeUnknown
-    from urllib3.util import parse_url
 
     adapter = HTTPAdapter(pool_maxsize=connections)
     direct = PoolManager(maxsize=connections, ssl_context=context)
@@ -2425,22 +2445,14 @@ def make_pools(
         if host not in pools:
             manager = direct
             try:
-                proxy = select_proxy(url, get_environ_proxies(url, no_proxy=None))
-                if proxy:
-                    proxy = proxy if "://" in proxy else f"http://{proxy}"
+                if proxy := environment_proxy(url):
                     manager = adapter.proxy_manager_for(proxy, ssl_context=context)
-                    shown = adapter.proxy_headers(proxy).get("Proxy-Authorization", "")
-                    # A proxy may echo them.
-                    Secret(shown.partition(" ")[2])
-                    Secret(get_auth_from_url(proxy)[1])
-                    if not parse_url(proxy).host:
-                        raise LocationParseError("no host")
+                pools[host] = manager.connection_from_url(url)
             except (InvalidSchema, ProxySchemeUnknown) as error:
                 said = f"HTTPS_PROXY: {error}"
                 raise OSError(errno.EPROTONOSUPPORT, said) from None
             except ValueError:  # it would quote the address, and with it the password
                 raise LocationParseError("the proxy") from None
-            pools[host] = manager.connection_from_url(url)
         return pools[host]
 
     return pool_for
