@@ -468,8 +468,7 @@ SECRET_KEYS = ("private_key_passphrase", "client_secret", "password")
 SMTP_PORTS = {"none": 25, "starttls": 587, "tls": 465}
 GUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 HOST_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?\.?"
-ADDRESS = r"(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f.]*(?:%\w+)?"  # IPv6
-HOST = re.compile(rf"(?:\[({ADDRESS})\]|({HOST_NAME})):([0-9]{{1,5}})")
+HOST = re.compile(rf"(?:\[([0-9A-Fa-f:.]+(?:%\w+)?)\]|({HOST_NAME})):([0-9]{{1,5}})")
 # https, host and port; then a path, which is not to hold a tenant.
 ROOT = re.compile(
     rf"(https://{HOST_NAME}(?::([0-9]{{1,5}}))?)((?:/[\w.~!$&'()*+,;=:%-]*)*)",
@@ -595,7 +594,8 @@ class Section:
         kind, text = type(default), self.text(key, str(default))
         with contextlib.suppress(ValueError):
             value = kind(text)
-            if text.isascii() and least <= value <= most:
+            # Python takes 1_000 and other digits than ours for numbers too.
+            if re.fullmatch(r"[0-9.]+", text) and least <= value <= most:
                 return value
         whole = "whole " if kind is int else ""
         self.complain(key, f"a {whole}number from {least:g} to {most:g}")
@@ -703,7 +703,8 @@ def read_private_key(azure: Section) -> Any:
     if pem is None:
         return None
     try:
-        # The library's check of the numbers would take 30 ms at each start.
+        # The library's check of the numbers takes 30 ms at each start; signs_for()
+        # checks them too, by use.
         key = load_pem_private_key(
             pem, passphrase.encode() or None, unsafe_skip_rsa_key_validation=True
         )
@@ -769,11 +770,25 @@ def read_key_pair(azure: Section) -> Credential:
     actual = certificate.fingerprint(hashes.SHA1()).hex()  # noqa: S303 -- a name
     if thumbprint not in ("", actual):
         azure.complain("thumbprint", f"the certificate's own, {actual}")
-    if key is not None and key.public_key() != certificate.public_key():
+    if key is not None and not signs_for(key, certificate.public_key()):
         azure.complain("certificate", "the certificate that belongs to the private key")
     pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
     expires = certificate.not_valid_after_utc
     return Credential(key, pem, thumbprint, Secret(""), expires)
+
+
+def signs_for(key: Any, public_key: Any) -> bool:
+    """Whether a key's signature is good by a certificate's public key."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    text, how = b"o365_poller", (PKCS1v15(), SHA256())
+    try:
+        public_key.verify(key.sign(text, *how), text, *how)
+    except (InvalidSignature, ValueError, TypeError, AttributeError):
+        return False
+    return True
 
 
 # -- the sections ---------------------------------------------------------------
@@ -819,6 +834,11 @@ def read_host(text: str) -> Host | None:
     match = HOST.fullmatch(text)
     if not match or not 0 < int(match[3]) < 65536:
         return None
+    if match[1]:
+        try:
+            socket.inet_pton(socket.AF_INET6, match[1].partition("%")[0])
+        except OSError:
+            return None
     return Host(match[1] or match[2], int(match[3]))
 
 
@@ -844,7 +864,10 @@ def read_logstash(logstash: Section, *, needed: bool) -> Logstash:
         logstash.loaded(
             "cert_file",
             "a PEM certificate and its key, which is not encrypted",
-            lambda _: load_client_certificate(ssl.create_default_context(), settings),
+            # A context that loads no CAs: those are not what is looked at here.
+            lambda _: load_client_certificate(
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), settings
+            ),
         )
     return settings
 
@@ -991,6 +1014,15 @@ def as_utc(moment: datetime) -> datetime:
     if moment.tzinfo is None:
         return moment.replace(tzinfo=UTC)
     return moment.astimezone(UTC)
+
+
+@functools.lru_cache(8)  # a Date changes once a second
+def read_header_time(text: str) -> datetime | None:
+    """The moment of a Date or Retry-After header; None where it tells none."""
+    try:
+        return as_utc(parsedate_to_datetime(text))
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
 
 
 def parse_time(text: str, now: datetime) -> datetime:
@@ -1147,10 +1179,8 @@ def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
     text = headers.get("retry-after", "").strip()
     if re.fullmatch("[0-9]+", text):
         return float(text[:9])
-    try:
-        return max(0.0, (as_utc(parsedate_to_datetime(text)) - now).total_seconds())
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
+    moment = read_header_time(text)
+    return max(0.0, (moment - now).total_seconds()) if moment else None
 
 
 def judge(answer: Answer, now: datetime) -> Judgement:
@@ -1649,13 +1679,13 @@ def state_errors(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def file_errors(path: Path) -> Iterator[None]:
+def file_errors(path: Path, kind: str = "state") -> Iterator[None]:
     """Turn the file system's errors into ours."""
     try:
         yield
     except OSError as error:
         raise StateError(
-            f"state file {path}: {error.strerror}",
+            f"{kind} file {path}: {error.strerror}",
             "nothing was asked or sent",
             "see that this user may write the file and its folder",
         ) from None
@@ -2267,14 +2297,8 @@ def state_lock(path: Path) -> Iterator[None]:
     Raises BusyError if another process holds it.
     """
     file = path.with_name(path.name + ".lock")
-    try:
+    with file_errors(file, "lock"):
         descriptor = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StateError(
-            f"lock file {file}: {error.strerror}",
-            "nothing was asked or sent",
-            "see that this user may write the file and its folder",
-        ) from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -2533,7 +2557,7 @@ def clean_reason(error: BaseException) -> str:
             break
     if isinstance(cause, OSError) and cause.strerror:
         return plain(f"{cause.strerror}")
-    if type(cause).__name__ in ("LocationParseError", "InvalidProxyURL", "InvalidURL"):
+    if type(cause).__name__ in ("LocationParseError", "InvalidURL"):
         # Its words quote the address, and with it the password.
         return "an address cannot be read; if it is HTTPS_PROXY, escape / # @ in it"
     words = [str(arg) for arg in cause.args if isinstance(arg, str)]
@@ -2565,15 +2589,6 @@ def read_answer(response: BaseHTTPResponse, most: int = LISTING_BYTES) -> Answer
         if len(body) > most:
             raise BrokenAnswerError(f"an answer of more than {most >> 20} MB")
     return Answer(response.status, headers, bytes(body))
-
-
-@functools.lru_cache(8)  # it changes once a second
-def read_date(text: str) -> datetime | None:
-    """A Date header's moment; None where it tells none."""
-    try:
-        return as_utc(parsedate_to_datetime(text))
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
 
 
 class Http:
@@ -2691,7 +2706,7 @@ class Http:
 
     def _note_date(self, url: str, response: BaseHTTPResponse) -> datetime:
         """Remember the server's clock; gives it, or ours where it told none."""
-        date = read_date(response.headers.get("Date", ""))
+        date = read_header_time(response.headers.get("Date", ""))
         if date is None:
             return datetime.now(UTC)
         self.dates[urlsplit(url).netloc] = date
@@ -2817,7 +2832,7 @@ def token_error(status: int, told: object) -> PollerError:
     """
     body = told if isinstance(told, Mapping) else {}
     words = str(body.get("error_description", body.get("error", "")))
-    message = plain(blacked_out(words), 400)  # cut first, a secret would not be known
+    message = plain(words, 400)
     listed = re.findall(r"\d{1,9}", str(body.get("error_codes", "")))
     codes = [*map(int, listed + re.findall(r"AADSTS(\d{3,9})", message))]
     passing = status >= 500 or status in (408, 429) or AADSTS_PASSING & set(codes)

@@ -128,6 +128,18 @@ def changed_command(site: Site, change: str, *arguments: str) -> list[str]:
     return [python, "-c", program, *rest]
 
 
+def start_changed(site: Site, change: str) -> subprocess.Popen[str]:
+    """Start the script on a machine that these lines of Python have changed."""
+    site.write()
+    return subprocess.Popen(
+        changed_command(site, change),
+        env=cron_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def run_changed(
     site: Site, change: str, *arguments: str, env: Mapping[str, str] | None = None
 ) -> Result:

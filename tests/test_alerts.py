@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import DIRECTORY, Site
@@ -452,3 +454,15 @@ def test_the_tail_of_the_log_is_the_newest_and_bounded() -> None:
     assert text.startswith("(earlier lines are left out)")
     assert text.endswith("line 2999")
     assert "line 1\n" not in text
+
+
+def test_a_secret_in_what_happened_does_not_get_into_the_mail() -> None:
+    poller.Secret("hush-hush-of-a-server")
+    who: Any = SimpleNamespace(sender="a@example.net", to=("b@example.net",))
+    azure = SimpleNamespace(tenant_id="t")
+    settings: Any = SimpleNamespace(alerts=who, azure=azure, file=Path("c.ini"))
+    run: Any = SimpleNamespace(exit=poller.Exit.REFUSED)
+    letter = poller.Letter("access is refused", "it said hush-hush-of-a-server")
+    mail = poller.compose(letter, settings, run, datetime.now(UTC))
+    assert "it said ***" in mail.get_content()
+    assert "hush-hush-of-a-server" not in mail.as_string()

@@ -147,3 +147,23 @@ def test_a_traceback_never_reaches_the_console_but_the_way_to_have_it(
     except ValueError:
         record = logging.LogRecord("x", 40, "f", 1, "said", (), sys.exc_info())
     assert ConsoleFormatter().format(record) == f"o365_poller: error: said{hint}"
+
+
+def test_the_log_file_hides_what_the_console_was_never_asked_to_show(
+    tmp_path: Path,
+) -> None:
+    o365_poller.Secret("hush-hush-of-a-debug-line")
+    log, file = o365_poller.log, tmp_path / "poller.log"
+    handlers, level = log.handlers, log.level
+    log.handlers = []
+    try:
+        log.setLevel(logging.DEBUG)
+        settings = o365_poller.Logging(file, "DEBUG")
+        o365_poller.set_up_log_file(settings, tmp_path / "config.ini")
+        log.debug("it said %s", "hush-hush-of-a-debug-line")
+    finally:
+        for handler in log.handlers:
+            handler.close()
+        log.handlers = handlers
+        log.setLevel(level)
+    assert file.read_text().endswith("it said ***\n")

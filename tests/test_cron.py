@@ -24,11 +24,11 @@ from cron_support import (
     SHAREPOINT,
     assert_delivered,
     assert_quiet,
-    changed_command,
     ids,
     publish,
     rows,
     run_changed,
+    start_changed,
     taken,
     watermark,
     windows,
@@ -249,14 +249,7 @@ def test_the_first_signal_decides_and_later_ones_are_ignored(
     site: Site, first: signal.Signals
 ) -> None:
     site.office.fail("content", faults.hang())
-    site.write()
-    process = subprocess.Popen(
-        changed_command(site, SIGNALS_AT_THE_END),
-        env=cron_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start_changed(site, SIGNALS_AT_THE_END)
     wait_for_phase(site, "list")
     process.send_signal(first)
     out, err = process.communicate(timeout=10)
@@ -315,13 +308,7 @@ fcntl.flock = locked
 """
     other = sqlite3.connect(site.state_file, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
-    process = subprocess.Popen(
-        changed_command(site, quick),
-        env=cron_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start_changed(site, quick)
     while not told.exists():
         time.sleep(0.02)
     time.sleep(0.3)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 
 import logstash_stand_in as stand_in
@@ -14,11 +10,24 @@ import pytest
 from conftest import DIRECTORY, Site
 from cron_support import assert_delivered, assert_quiet, ids, publish, rows, taken
 from logstash_stand_in import LogstashStandIn, Mode
+from test_sink import answering
 
 
 def use(site: Site, *doors: LogstashStandIn, **values: str) -> None:
     """Point the site to these doors."""
     site.set("logstash", hosts=", ".join(door.address for door in doors), **values)
+
+
+def use_mutual(site: Site, door: LogstashStandIn) -> None:
+    """Send to a door that wants a certificate of ours as well."""
+    use(
+        site,
+        door,
+        tls="yes",
+        ca_file=str(door.ca_file),
+        cert_file=str(door.client_certificate_file),
+        key_file=str(door.client_key_file),
+    )
 
 
 def got(door: LogstashStandIn) -> set[str | None]:
@@ -155,35 +164,11 @@ def test_a_blob_larger_than_the_memory_goes_alone_and_what_came_before_it_is_sen
     assert_delivered(site, small + large)
 
 
-@contextmanager
-def web_server() -> Iterator[str]:
-    """A server that answers: whatever it is, it is no Logstash."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            while True:
-                try:
-                    peer, _ = server.accept()
-                except OSError:
-                    return
-                with peer:
-                    peer.settimeout(2)
-                    try:
-                        peer.recv(65536)
-                        peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-                        while peer.recv(65536):
-                            pass
-                    except OSError:
-                        pass
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield f"127.0.0.1:{server.getsockname()[1]}"
-
-
 def test_a_web_server_on_the_port_has_taken_nothing(site: Site) -> None:
     blobs = publish(site)
-    with web_server() as address:
-        site.set("logstash", hosts=address)
+    server, host = answering(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    with server:
+        site.set("logstash", hosts=str(host))
         result = site.run()
     assert result.code == 5
     assert "it is no Logstash tcp input: HTTP/1.1 400 Bad Request" in result.err
@@ -207,14 +192,7 @@ def test_over_tls_all_arrives_and_the_stream_ends_cleanly(site: Site) -> None:
 def test_over_mutual_tls_the_client_certificate_is_shown(site: Site) -> None:
     blobs = publish(site)
     with LogstashStandIn(mutual=True) as door:
-        use(
-            site,
-            door,
-            tls="yes",
-            ca_file=str(door.ca_file),
-            cert_file=str(door.client_certificate_file),
-            key_file=str(door.client_key_file),
-        )
+        use_mutual(site, door)
         assert_quiet(site.run())
         assert got(door) == ids(blobs)
         assert door.connections[0].peer_certificate == "poller.emu.test"
@@ -233,14 +211,7 @@ def test_a_certificate_of_another_ca_gets_no_event(site: Site) -> None:
 def test_a_refused_client_certificate_is_5_and_nothing_counts(site: Site) -> None:
     publish(site)
     with LogstashStandIn(mutual=True, mode=stand_in.tls_alert()) as door:
-        use(
-            site,
-            door,
-            tls="yes",
-            ca_file=str(door.ca_file),
-            cert_file=str(door.client_certificate_file),
-            key_file=str(door.client_key_file),
-        )
+        use_mutual(site, door)
         result = site.run()
     assert result.code == 5
     assert rows(site, "SELECT * FROM delivered") == []

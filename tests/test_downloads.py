@@ -12,6 +12,7 @@ import pytest
 from making import make_blob
 
 from o365_poller import (
+    ANSWER_CLOCK,
     AbandonedError,
     AnswerError,
     Blob,
@@ -322,6 +323,27 @@ def test_a_failed_download_gives_its_room_back() -> None:
     budget.leave(young, handed=False)
     budget.leave(old, handed=False)
     budget.hold(budget.enter(), threading.Event(), LIMIT)
+
+
+def test_waiting_for_room_takes_nothing_from_the_answers_time() -> None:
+    """A slow Logstash is no silence of Microsoft's."""
+    budget, _ = make_budget()
+    old, young = budget.enter(), budget.enter()
+    budget.hold(old, threading.Event(), LIMIT)
+    left: list[float] = []
+
+    def wait() -> None:
+        ANSWER_CLOCK.deadline = time.monotonic() + 0.1
+        budget.hold(young, threading.Event(), 10)
+        left.append(ANSWER_CLOCK.deadline - time.monotonic())
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    wait_until(lambda: budget.waiting == 1)
+    time.sleep(0.3)
+    budget.leave(old, handed=False)
+    thread.join(5)
+    assert 0.05 < left[0] <= 0.1
 
 
 def test_a_stop_ends_the_waiting() -> None:

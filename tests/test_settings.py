@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from emulator.credentials import Credentials, make_credentials, pooled_key
 from making import CLIENT, TENANT, WORLD
 
@@ -536,6 +537,9 @@ ONE_LINERS: list[tuple[str, str, str, str]] = [
     ("poll", "window_minutes", "ten", "expected a whole number from 1 to 1439, got 'ten'"),
     ("poll", "window_minutes", "1.5", "expected a whole number from 1 to 1439, got '1.5'"),
     ("poll", "overlap_minutes", "-1", "expected a whole number from 0 to 1439, got '-1'"),
+    ("poll", "workers", "1_0", "expected a whole number from 1 to 64, got '1_0'"),
+    ("poll", "workers", "\u0663", "expected a whole number from 1 to 64, got '\u0663'"),
+    ("poll", "timeout_seconds", "nan", "expected a number from 0.1 to 3600, got 'nan'"),
     ("poll", "workers", "0", "expected a whole number from 1 to 64, got '0'"),
     ("poll", "workers", "65", "expected a whole number from 1 to 64, got '65'"),
     ("poll", "workers", "\u0663", "expected a whole number from 1 to 64, got '\u0663'"),
@@ -550,6 +554,8 @@ ONE_LINERS: list[tuple[str, str, str, str]] = [
     ("logstash", "hosts", "logstash:0", f"expected {HOSTS}, got 'logstash:0'"),
     ("logstash", "hosts", "logstash:65536", f"expected {HOSTS}, got 'logstash:65536'"),
     ("logstash", "hosts", "a:1, b:two", f"expected {HOSTS}, got 'a:1, b:two'"),
+    ("logstash", "hosts", "[:::::]:5000", f"expected {HOSTS}, got '[:::::]:5000'"),
+    ("logstash", "hosts", "[1.2.3.4]:5000", f"expected {HOSTS}, got '[1.2.3.4]:5000'"),
     ("logstash", "hosts", "::1:5000", f"expected {HOSTS}, got '::1:5000'"),
     ("logstash", "hosts", "tcp://a:1", f"expected {HOSTS}, got 'tcp://a:1'"),
     ("logstash", "tls", "maybe", "expected yes or no, got 'maybe'"),
@@ -905,3 +911,28 @@ def test_a_file_named_like_the_environment_is_a_file_all_the_same(
     with contextlib.chdir(tmp_path), pytest.raises(ConfigError) as caught:
         read_settings(Path("environment.ini"), {}, named=True)
     assert "never in the file" in str(caught.value)
+
+
+def test_a_key_whose_private_numbers_are_damaged_is_no_pair(place: Place) -> None:
+    """Half of a key file may be as it was: its public numbers still fit."""
+    assert isinstance(place.own.key, rsa.RSAPrivateKey)
+    own = place.own.key.private_numbers()
+    d = own.d + 2
+    damaged = rsa.RSAPrivateNumbers(
+        own.p,
+        own.q,
+        d,
+        rsa.rsa_crt_dmp1(d, own.p),
+        rsa.rsa_crt_dmq1(d, own.q),
+        own.iqmp,
+        own.public_numbers,
+    ).private_key(unsafe_skip_rsa_key_validation=True)
+    pem = damaged.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
+    )
+    (place.folder / "damaged.key.pem").write_bytes(pem)
+    found = place.complaints({"azure": {"private_key": "damaged.key.pem"}})
+    assert len(found) == 1
+    assert "the certificate that belongs to the private key" in found[0]

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import logstash_stand_in as stand_in
 import pytest
@@ -27,6 +28,7 @@ from o365_poller import (
     LogstashSink,
     SinkError,
     refuse_words,
+    send_all,
     sink_reason,
     unacknowledged,
 )
@@ -371,6 +373,23 @@ def test_plain_tcp_to_a_tls_port_is_not_taken_and_the_reverse() -> None:
 )
 def test_a_reason_is_short(error: Exception, words: str) -> None:
     assert sink_reason(error) == words
+
+
+def test_an_end_of_stream_behind_our_last_byte_and_before_our_end_is_a_break() -> None:
+    ours, theirs = socket.socketpair()
+
+    class EndsEarly(socket.socket):
+        """A connection whose peer ends its side as soon as it has all the lines."""
+
+        def send(self, data: Any, flags: int = 0) -> int:
+            sent = super().send(data, flags)
+            theirs.shutdown(socket.SHUT_WR)
+            return sent
+
+    with theirs, EndsEarly(fileno=ours.detach()) as connection:
+        connection.settimeout(1)
+        with pytest.raises(ConnectionError, match="closed the connection before"):
+            send_all(connection, [b'{"Id":"1"}\n'])
 
 
 def test_silence_is_no_answer() -> None:
